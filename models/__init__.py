@@ -1,0 +1,1 @@
+"""Networks and checkpoint loading: torch, no web, no data set. Imports nothing of service or training."""

@@ -1,0 +1,167 @@
+"""One trained network as one safetensors file, its model card in the header. Never pickle.
+
+Training writes these files, the service and `evaluate` read them.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from models.architectures import get_architecture
+from models.base import SegmentationModel
+
+FORMAT_VERSION = 1
+CARD_KEY = "model_card"
+CHECKPOINT_FOLDER = Path(__file__).parent / "checkpoints"
+"""The checkpoints that ship with the package."""
+
+_MAX_HEADER_BYTES = 16 << 20
+
+
+class CheckpointError(ValueError):
+    """A file that is not a usable checkpoint; names the file, the field, got and wanted."""
+
+
+class ModelCard(BaseModel):
+    """Everything about a checkpoint that its weights do not say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    architecture: str
+    config: dict[str, Any]
+    """The architecture's Config: sizes, class names and preprocessing."""
+    summary: str = ""
+    """One sentence for people choosing a model."""
+    metrics: dict[str, Any] = {}
+    """Measured figures, with the data and protocol they were measured on."""
+    data: dict[str, Any] = {}
+    """Training data: name, fingerprint, split sizes, boundary protocol."""
+    training: dict[str, Any] = {}
+    """The training config as it ran."""
+    seed: int | None = None
+    git_commit: str | None = None
+    backbone_digest: str | None = None
+    """Digest of the frozen backbone's weights; None for models without one."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded network in eval() with its card and the sha256 of its file."""
+
+    name: str
+    model: SegmentationModel
+    card: ModelCard
+    digest: str
+
+
+def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, dtype: torch.dtype | None = None) -> None:
+    """Write `model` without its frozen and training-only parts, floats as `dtype` (None keeps theirs).
+
+    The file appears whole or not at all.
+    """
+    left_out = model.frozen + model.training_only
+    tensors = {
+        key: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+        if key.split(".")[0] not in left_out
+    }
+    write_safetensors(path, tensors, {CARD_KEY: card.model_dump_json()})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Tensors and text header to `path`, atomically; the format's own `save`, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".partial")
+    unfinished.write_bytes(save(tensors, metadata))
+    os.replace(unfinished, path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text header of a safetensors file, without reading its tensors."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path}: got a header of {length} bytes, wanted a safetensors file")
+            header = json.loads(file.read(length))
+            metadata: dict[str, str] = header.get("__metadata__", {})
+    except (OSError, struct.error, ValueError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not a readable safetensors file ({type(error).__name__})") from error
+    return metadata
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card alone, from the file's header."""
+    metadata = read_metadata(path)
+    if CARD_KEY not in metadata:
+        raise CheckpointError(f"{path}: header has no {CARD_KEY!r}; wanted a file written by petseg-train")
+    try:
+        card = ModelCard.model_validate_json(metadata[CARD_KEY])
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {CARD_KEY}: {_first_problem(error)}") from error
+    if card.format_version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format_version: got {card.format_version}, wanted {FORMAT_VERSION}")
+    return card
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Build the network that the card describes, in float32 on the CPU, and load its weights strictly.
+
+    The missing keys must be exactly the frozen ones and no key may be unexpected. Raises CheckpointError.
+    """
+    card = read_card(path)
+    data = path.read_bytes()
+    try:
+        architecture = get_architecture(card.architecture)
+        config = architecture.Config.model_validate(card.config)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: config: {_first_problem(error)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: architecture: {error}") from error
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged tensors ({error})") from error
+    model = architecture(config)
+    model.drop_training_parts()
+    check_backbone(path, model, card)
+    frozen = {key for key in model.state_dict() if key.split(".")[0] in model.frozen}
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: tensors: {error}") from error
+    if set(missing) != frozen or unexpected:
+        lost = sorted(set(missing) - frozen)
+        raise CheckpointError(f"{path}: tensors: missing {lost[:3]}, unexpected {sorted(unexpected)[:3]}, wanted neither")
+    return Checkpoint(path.stem, model.eval(), card, hashlib.sha256(data).hexdigest())
+
+
+def check_backbone(path: Path, model: SegmentationModel, card: ModelCard) -> None:
+    """Refuse a head whose frozen backbone is not the one it was trained on."""
+    got = backbone_digest(model)
+    if got != card.backbone_digest:
+        raise CheckpointError(f"{path}: backbone_digest: got a backbone {got}, wanted {card.backbone_digest}")
+
+
+def backbone_digest(model: SegmentationModel) -> str | None:
+    """Digest of the frozen backbone that `model` reads, or None."""
+    digests = [getattr(model, name).digest for name in model.frozen]
+    return digests[0] if digests else None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,0 +1,69 @@
+"""Conv blocks that two or more architectures share."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution, batch norm, LeakyReLU(0.1): [B, in, H, W] -> [B, out, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.1, inplace=True),
+        )
+
+
+class DoubleConv(nn.Sequential):
+    """Two ConvBlocks with dropout (study, UNet): [B, in, H, W] -> [B, out, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__(
+            ConvBlock(in_channels, out_channels),
+            ConvBlock(out_channels, out_channels),
+            nn.Dropout2d(dropout),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with an identity skip (He et al. 2016): [B, C, H, W] -> the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.relu(inputs + self.block(inputs))
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze-and-excitation (Hu et al. 2018, section 3): channels weighted by a gate of their global means."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gated: Tensor = inputs * self.gate(inputs)
+        return gated
+
+
+def resize_to(features: Tensor, like: Tensor) -> Tensor:
+    """Bilinear resize of [B, C, h, w] to the height and width of `like`."""
+    if features.shape[-2:] == like.shape[-2:]:
+        return features
+    return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)

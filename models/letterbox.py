@@ -1,0 +1,188 @@
+"""From upload bytes to the model's square and back: decoding, letterboxing, restoring masks.
+
+The service and `training/evaluate.py` share these functions, so the mask that is served is the mask that was measured.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Image formats that are read; told from the content, never from a file name."""
+
+Array = npt.NDArray[np.uint8]
+
+_STRIP_PIXELS = 1 << 20
+"""Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
+
+
+class ImageError(ValueError):
+    """The bytes are not an image that can be segmented; the message says got, wanted and fix."""
+
+
+class UnsupportedImageError(ImageError):
+    """Not one of `FORMATS`, or damaged."""
+
+
+class ImageTooLargeError(ImageError):
+    """More pixels than allowed; told from the header before any pixel is decoded."""
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Moves images, label maps, points and logits between an upload and the model's square.
+
+    The longer side becomes `image_size` with the aspect kept; the rest is padded symmetrically with the image's own
+    per-channel mean (study, data preparation). A 1-pixel side stays at least one pixel.
+    """
+
+    original_size: tuple[int, int]
+    """Upload (height, width) in pixels, after EXIF orientation."""
+    image_size: int
+    """Side S of the model's square in pixels."""
+
+    @property
+    def content_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the resized upload inside the square."""
+        height, width = self.original_size
+        longer = max(height, width)
+        return max(1, round(height * self.image_size / longer)), max(1, round(width * self.image_size / longer))
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """(top, left) padding in pixels."""
+        height, width = self.content_size
+        return (self.image_size - height) // 2, (self.image_size - width) // 2
+
+    def apply_image(self, image: Image.Image) -> Array:
+        """RGB image of any size -> [S, S, 3] uint8. The image may be a reduced decoding of the upload."""
+        if image.mode != "RGB":
+            raise ValueError(f"got an image of mode {image.mode}, wanted RGB; pass it through decode_image first")
+        height, width = self.content_size
+        top, left = self.offset
+        content = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        square = np.empty((self.image_size, self.image_size, 3), np.uint8)
+        square[:] = np.rint(content.reshape(-1, 3).mean(axis=0))
+        square[top : top + height, left : left + width] = content
+        return square
+
+    def apply_label_map(self, label_map: Array, padding: int = 0) -> Array:
+        """Label map [H, W] uint8 -> [S, S] uint8 by nearest neighbour; padding is background."""
+        height, width = self.content_size
+        top, left = self.offset
+        content = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
+        square = np.full((self.image_size, self.image_size), padding, np.uint8)
+        square[top : top + height, left : left + width] = np.asarray(content)
+        return square
+
+    def apply_points(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Upload (x, y) pixels -> square (x, y) pixels; pixel centres map onto pixel centres."""
+        (height, width), (top, left) = self.content_size, self.offset
+        scale_y, scale_x = height / self.original_size[0], width / self.original_size[1]
+        return [((x + 0.5) * scale_x - 0.5 + left, (y + 0.5) * scale_y - 0.5 + top) for x, y in points]
+
+    def crop(self, logits: Tensor) -> Tensor:
+        """Square scores [K, S, S] -> [K, h, w] without the padding."""
+        (height, width), (top, left) = self.content_size, self.offset
+        return logits[:, top : top + height, left : left + width]
+
+    def restore_logits(self, logits: Tensor) -> Tensor:
+        """Square scores [K, S, S] -> [K, H, W] float32 at the upload's size, bilinear."""
+        content = self.crop(logits).float()
+        return F.interpolate(content[None], self.original_size, mode="bilinear", align_corners=False)[0]
+
+    def restore_mask(self, logits: Tensor) -> Array:
+        """Square scores [K, S, S] -> mask [H, W] uint8: resize the logits, then argmax.
+
+        Equal to `restore_logits(logits).argmax(0)`, computed in strips of rows to bound memory.
+        """
+        content = self.crop(logits).float()
+        height, width = self.original_size
+        rows = max(1, _STRIP_PIXELS // width)
+        if rows >= height:
+            return self.restore_logits(logits).argmax(0).to(torch.uint8).cpu().numpy()
+        wide = _resize_rows(content, height, width, rows)
+        return np.concatenate([strip.argmax(0).to(torch.uint8).cpu().numpy() for strip in wide])
+
+
+def _resize_rows(content: Tensor, height: int, width: int, rows: int) -> "list[Tensor]":
+    """Strips of the bilinear resize of `content` [K, h, w] to [K, height, width], `rows` rows each."""
+    source_height = content.shape[1]
+    positions = ((torch.arange(height, device=content.device) + 0.5) * (source_height / height) - 0.5).clamp(min=0)
+    upper = positions.floor().long().clamp(max=source_height - 1)
+    lower = (upper + 1).clamp(max=source_height - 1)
+    weight = (positions - upper)[:, None]
+    widened = F.interpolate(content[None], (source_height, width), mode="bilinear", align_corners=False)[0]
+    strips = []
+    for start in range(0, height, rows):
+        part = slice(start, start + rows)
+        above, below = widened[:, upper[part]], widened[:, lower[part]]
+        strips.append(torch.lerp(above, below, weight[part]))
+    return strips
+
+
+def decode_image(data: bytes, *, max_pixels: int = 1 << 26, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Upload bytes -> (upright RGB image, original (height, width)).
+
+    Takes the first frame, applies the EXIF orientation, lays transparency on white and scales 16-bit grey to 8 bits.
+    With `at_least`, a JPEG more than four times that many pixels on its longer side is decoded at a reduced scale
+    that is still at least twice it: the returned image is then smaller than the returned size. On smaller photos
+    reduced decoding would change masks, so they are decoded whole.
+
+    Raises UnsupportedImageError for other or damaged content, ImageTooLargeError above `max_pixels`.
+    """
+    if not data:
+        raise UnsupportedImageError("got 0 bytes, wanted an image; send the file's content")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageTooLargeError(
+                    f"got {width} x {height} = {width * height} pixels, wanted at most {max_pixels}; scale the image down"
+                )
+            if at_least is not None and max(width, height) > 4 * at_least:
+                scale = 2 * at_least / max(width, height)
+                image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
+            image.load()
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            upright = ImageOps.exif_transpose(_to_rgb(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageTooLargeError(f"got an image of too many pixels, wanted at most {max_pixels}; scale it down") from None
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged input; all mean the same to the caller
+        raise UnsupportedImageError(
+            f"got {len(data)} bytes that do not decode as {', '.join(FORMATS)}; send a whole file of one of these formats"
+        ) from error
+    return upright, ((width, height) if turned else (height, width))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    exif = image.getexif()
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        peak = 65535.0 if values.max(initial=0) > 255 else 255.0
+        converted = Image.fromarray((values.clip(0, peak) * (255.0 / peak)).astype(np.uint8)).convert("RGB")
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        converted = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    converted.getexif().update(exif)
+    return converted
+
+
+def image_tensor(square: Array) -> Tensor:
+    """[S, S, 3] uint8 RGB -> [3, S, S] float32 in [0, 1]."""
+    return torch.from_numpy(square).permute(2, 0, 1).float().div_(255.0)

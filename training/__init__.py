@@ -1,0 +1,1 @@
+"""Builds the checkpoints that the service serves. Imports models, never service."""
