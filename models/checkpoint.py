@@ -4,9 +4,6 @@ Training writes these files, the service and `evaluate` read them.
 """
 
 import hashlib
-import json
-import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +11,28 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors.torch import load
 
 from models.architectures import get_architecture
 from models.base import SegmentationModel
+from models.tensor_file import CheckpointError, first_problem, read_metadata, write_safetensors
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "ModelCard",
+    "backbone_digest",
+    "load_checkpoint",
+    "read_card",
+    "read_metadata",
+    "save_checkpoint",
+    "write_safetensors",
+]
 
 FORMAT_VERSION = 1
 CARD_KEY = "model_card"
 CHECKPOINT_FOLDER = Path(__file__).parent / "checkpoints"
 """The checkpoints that ship with the package."""
-
-_MAX_HEADER_BYTES = 16 << 20
-
-
-class CheckpointError(ValueError):
-    """A file that is not a usable checkpoint; names the file, the field, got and wanted."""
 
 
 class ModelCard(BaseModel):
@@ -79,30 +82,6 @@ def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, dtype
     write_safetensors(path, tensors, {CARD_KEY: card.model_dump_json()})
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Tensors and text header to `path`, atomically; the format's own `save`, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_bytes(save(tensors, metadata))
-    os.replace(unfinished, path)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The text header of a safetensors file, without reading its tensors."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise CheckpointError(f"{path}: got a header of {length} bytes, wanted a safetensors file")
-            header = json.loads(file.read(length))
-            metadata: dict[str, str] = header.get("__metadata__", {})
-    except (OSError, struct.error, ValueError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: not a readable safetensors file ({type(error).__name__})") from error
-    return metadata
-
-
 def read_card(path: Path) -> ModelCard:
     """The card alone, from the file's header."""
     metadata = read_metadata(path)
@@ -111,7 +90,7 @@ def read_card(path: Path) -> ModelCard:
     try:
         card = ModelCard.model_validate_json(metadata[CARD_KEY])
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {CARD_KEY}: {_first_problem(error)}") from error
+        raise CheckpointError(f"{path}: {CARD_KEY}: {first_problem(error)}") from error
     if card.format_version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format_version: got {card.format_version}, wanted {FORMAT_VERSION}")
     return card
@@ -128,7 +107,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         architecture = get_architecture(card.architecture)
         config = architecture.Config.model_validate(card.config)
     except ValidationError as error:
-        raise CheckpointError(f"{path}: config: {_first_problem(error)}") from error
+        raise CheckpointError(f"{path}: config: {first_problem(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: architecture: {error}") from error
     try:
@@ -145,7 +124,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: tensors: {error}") from error
     if set(missing) != frozen or unexpected:
         lost = sorted(set(missing) - frozen)
-        raise CheckpointError(f"{path}: tensors: missing {lost[:3]}, unexpected {sorted(unexpected)[:3]}, wanted neither")
+        raise CheckpointError(
+            f"{path}: tensors: missing {lost[:3]}, unexpected {sorted(unexpected)[:3]}, wanted neither"
+        )
     return Checkpoint(path.stem, model.eval(), card, hashlib.sha256(data).hexdigest())
 
 
@@ -160,8 +141,3 @@ def backbone_digest(model: SegmentationModel) -> str | None:
     """Digest of the frozen backbone that `model` reads, or None."""
     digests = [getattr(model, name).digest for name in model.frozen]
     return digests[0] if digests else None
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -6,7 +6,7 @@ The service and `training/evaluate.py` share these functions, so the mask that i
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,29 +105,29 @@ class Letterbox:
 
         Equal to `restore_logits(logits).argmax(0)`, computed in strips of rows to bound memory.
         """
-        content = self.crop(logits).float()
         height, width = self.original_size
         rows = max(1, _STRIP_PIXELS // width)
         if rows >= height:
-            return self.restore_logits(logits).argmax(0).to(torch.uint8).cpu().numpy()
-        wide = _resize_rows(content, height, width, rows)
-        return np.concatenate([strip.argmax(0).to(torch.uint8).cpu().numpy() for strip in wide])
+            return _argmax(self.restore_logits(logits))
+        content = self.crop(logits).float()
+        return np.concatenate([_argmax(strip) for strip in _resize_in_strips(content, height, width, rows)])
 
 
-def _resize_rows(content: Tensor, height: int, width: int, rows: int) -> "list[Tensor]":
-    """Strips of the bilinear resize of `content` [K, h, w] to [K, height, width], `rows` rows each."""
+def _argmax(logits: Tensor) -> Array:
+    return logits.argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def _resize_in_strips(content: Tensor, height: int, width: int, rows: int) -> Iterator[Tensor]:
+    """The bilinear resize of `content` [K, h, w] to [K, height, width], `rows` rows at a time."""
     source_height = content.shape[1]
     positions = ((torch.arange(height, device=content.device) + 0.5) * (source_height / height) - 0.5).clamp(min=0)
     upper = positions.floor().long().clamp(max=source_height - 1)
     lower = (upper + 1).clamp(max=source_height - 1)
     weight = (positions - upper)[:, None]
     widened = F.interpolate(content[None], (source_height, width), mode="bilinear", align_corners=False)[0]
-    strips = []
     for start in range(0, height, rows):
-        part = slice(start, start + rows)
-        above, below = widened[:, upper[part]], widened[:, lower[part]]
-        strips.append(torch.lerp(above, below, weight[part]))
-    return strips
+        strip = slice(start, start + rows)
+        yield torch.lerp(widened[:, upper[strip]], widened[:, lower[strip]], weight[strip])
 
 
 def decode_image(data: bytes, *, max_pixels: int = 1 << 26, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:

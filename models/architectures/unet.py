@@ -1,5 +1,6 @@
 """UNet (Ronneberger et al. 2015) at the study's sizes: 64 channels doubled over four levels to 1024."""
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -15,10 +16,8 @@ class UNetConfig(ArchitectureConfig):
     """Defaults are the study's."""
 
     image_size: int = 128
-    width: int = 64
-    """Channels of the first level; each of the `depth` levels below doubles them."""
-    depth: int = 4
-    """Number of 2x downsamplings."""
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Channels of each level, finest first; between two levels the map is halved."""
     dropout: float = 0.25
 
 
@@ -29,18 +28,17 @@ class UNet(SegmentationModel):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
-        widths = [config.width * 2**level for level in range(config.depth + 1)]
+        widths = config.widths
         self.down = nn.ModuleList(
-            DoubleConv(fan_in, fan_out, config.dropout) for fan_in, fan_out in zip([3, *widths], widths, strict=False)
+            DoubleConv(fan_in, fan_out, config.dropout) for fan_in, fan_out in pairwise((3, *widths))
         )
         self.up = nn.ModuleList(
-            DoubleConv(deep + shallow, shallow, config.dropout)
-            for shallow, deep in zip(widths[-2::-1], widths[:0:-1], strict=True)
+            DoubleConv(deep + shallow, shallow, config.dropout) for deep, shallow in pairwise(reversed(widths))
         )
-        self.head = nn.Conv2d(config.width, len(config.class_names), 1)
+        self.head = nn.Conv2d(widths[0], len(config.class_names), 1)
 
     def encode(self, images: Tensor) -> Features:
-        level = self.down[0](self.normalise(images))  # [B, width, S, S]
+        level = self.down[0](self.normalise(images))  # [B, C, S, S]
         pyramid = [level]
         for block in self.down[1:]:
             level = block(F.max_pool2d(level, 2))  # [B, 2C, H/2, W/2]
@@ -51,4 +49,4 @@ class UNet(SegmentationModel):
         *skips, level = features
         for block, skip in zip(self.up, reversed(skips), strict=True):
             level = block(torch.cat([resize_to(level, skip), skip], dim=1))
-        return cast(Tensor, self.head(level))  # [B, width, S, S] -> [B, K, S, S]
+        return cast(Tensor, self.head(level))  # [B, C, S, S] -> [B, K, S, S]
