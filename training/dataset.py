@@ -1,0 +1,135 @@
+"""Prepared squares -> examples for the DataLoader: image, prompt, target. Called by `train.py` and `evaluate.py`."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from models.prompts import Prompt, PromptTensors
+from training.augmentation import Augmentation
+from training.collage import Scene, collage
+from training.official_layout import BACKGROUND, IGNORE
+from training.preparation import Example, Split, read_manifest, seed_of
+
+Boundary = Literal["ignore", "background"]
+"""What boundary pixels count as: `ignore` is the fair protocol, `background` the study's."""
+
+Sampler = Callable[[Scene, Generator], tuple[Prompt, Tensor]]
+"""Scene -> (prompt, target [S, S] int64); see `prompt_sampling.py`."""
+
+
+class Sample(TypedDict):
+    """One example; `default_collate` adds the batch axis."""
+
+    image: Tensor
+    """[3, S, S] float32 in [0, 1]."""
+    prompt: PromptTensors
+    target: Tensor
+    """[S, S] int64, 255 ignored."""
+
+
+def no_prompt(prompt: Prompt) -> PromptTensors:
+    """The tensors of image-only models: none."""
+    return {}
+
+
+class PetDataset(Dataset[Sample]):
+    """One split of a prepared folder.
+
+    Every random draw comes from a generator seeded by (seed, epoch, index): an example depends on neither the order
+    nor the number of workers, so a resumed run sees what an unbroken one would have seen. Offline copies are read for
+    the training split only; the others measure photographs.
+    """
+
+    def __init__(
+        self,
+        prepared: Path,
+        split: Split,
+        *,
+        boundary: Boundary = "ignore",
+        augment: Augmentation | None = None,
+        sampler: Sampler | None = None,
+        make_prompt: Callable[[Prompt], PromptTensors] = no_prompt,
+        seed: int = 0,
+        collage_probability: float = 0.0,
+        in_memory: bool = True,
+    ) -> None:
+        manifest = read_manifest(prepared)
+        self.prepared = prepared
+        self.image_size = manifest.settings.image_size
+        self.records: tuple[Example, ...] = tuple(
+            example
+            for example in manifest.examples
+            if example.split == split and (split == "train" or example.name == example.photo)
+        )
+        if not self.records:
+            raise ValueError(f"{prepared} holds no {split} examples; prepare it with a {split} part")
+        self.boundary = boundary
+        self.augment = augment
+        self.sampler = sampler
+        self.make_prompt = make_prompt
+        self.seed = seed
+        self.collage_probability = collage_probability
+        # Shared, so that workers which live on between epochs see the change too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._pixels = self._read_all() if in_memory else None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the draws of this epoch; call it before iterating the DataLoader."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self.records):  # also what ends plain iteration over a sequence
+            raise IndexError(f"got index {index}, wanted 0 to {len(self.records) - 1}")
+        generator = Generator().manual_seed(seed_of(self.seed, int(self._epoch), index))
+        image, scene = self._scene(index, generator)
+        if self.sampler is None:
+            prompt, target = None, scene.label_map.long()
+        else:
+            prompt, target = self.sampler(scene, generator)
+        if self.boundary == "background":
+            target = torch.where(target == IGNORE, BACKGROUND, target)
+        return {"image": image.float().div_(255.0), "prompt": self.make_prompt(prompt), "target": target}
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image [3, S, S] uint8 and label map [S, S] uint8 as prepared; not to be written to."""
+        pixels = self._read_one(index) if self._pixels is None else self._pixels[index]
+        return pixels[:3], pixels[3]
+
+    def _scene(self, index: int, generator: Generator) -> tuple[Tensor, Scene]:
+        image, label = self._augmented(index, generator)
+        scene = Scene.of_one(label, self.records[index])
+        if torch.rand((), generator=generator).item() >= self.collage_probability:
+            return image, scene
+        other = int(torch.randint(len(self.records), (), generator=generator))
+        other_image, other_label = self._augmented(other, generator)
+        return collage((image, scene), (other_image, Scene.of_one(other_label, self.records[other])), generator)
+
+    def _augmented(self, index: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        image, label = self.read(index)
+        return (image, label) if self.augment is None else self.augment(image, label, generator)
+
+    def _read_one(self, index: int) -> Tensor:
+        name = self.records[index].name
+        with Image.open(self.prepared / "images" / f"{name}.png") as file:
+            image = np.asarray(file)
+        with Image.open(self.prepared / "labels" / f"{name}.png") as file:
+            label = np.asarray(file)
+        return torch.from_numpy(np.concatenate((image, label[..., None]), axis=2)).permute(2, 0, 1)
+
+    def _read_all(self) -> Tensor:
+        """[N, 4, S, S] uint8: RGB and label. Forked workers share these pages, for nobody writes to them."""
+        pixels = torch.empty((len(self.records), 4, self.image_size, self.image_size), dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:
+            for index, pair in enumerate(pool.map(self._read_one, range(len(self.records)))):
+                pixels[index] = pair
+        return pixels
