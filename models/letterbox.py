@@ -105,12 +105,16 @@ class Letterbox:
 
         Equal to `restore_logits(logits).argmax(0)`, computed in strips of rows to bound memory.
         """
+        return np.concatenate([_argmax(strip) for strip in self.restore_strips(logits)])
+
+    def restore_strips(self, logits: Tensor) -> Iterator[Tensor]:
+        """`restore_logits` in strips of rows, top to bottom, each [K, rows, W] float32; one strip for small uploads."""
         height, width = self.original_size
         rows = max(1, _STRIP_PIXELS // width)
         if rows >= height:
-            return _argmax(self.restore_logits(logits))
-        content = self.crop(logits).float()
-        return np.concatenate([_argmax(strip) for strip in _resize_in_strips(content, height, width, rows)])
+            yield self.restore_logits(logits)
+        else:
+            yield from _resize_in_strips(self.crop(logits).float(), height, width, rows)
 
 
 def _argmax(logits: Tensor) -> Array:
