@@ -1,0 +1,37 @@
+"""Segmentation scores, all from one confusion matrix over all counted pixels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from training.official_layout import IGNORE
+
+
+def confusion_matrix(mask: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Counts [K, K] int64, rows are the truth, columns the prediction; pixels of target 255 do not count.
+
+    mask, target: Tensor of one shape, integer class indices.
+    """
+    counted = target != IGNORE
+    if not counted.any():
+        return torch.zeros(classes, classes, dtype=torch.int64)
+    return multiclass_confusion_matrix(mask[counted].long(), target[counted].long(), classes, validate_args=False)
+
+
+def scores(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """Per-class IoU and Dice, their means, and pixel accuracy, each in [0, 1]; a class never seen is left out of means."""
+    counts = confusion.double()
+    truth, predicted, both = counts.sum(1), counts.sum(0), counts.diag()
+    union = truth + predicted - both
+    seen = union > 0
+    iou = both / union.clamp(min=1)
+    dice = 2 * both / (truth + predicted).clamp(min=1)
+    return {
+        "mean_iou": float(iou[seen].mean()) if seen.any() else 0.0,
+        "iou": {name: round(float(value), 4) for name, value, ok in zip(class_names, iou, seen, strict=True) if ok},
+        "dice": float(dice[seen].mean()) if seen.any() else 0.0,
+        "pixel_accuracy": float(both.sum() / counts.sum().clamp(min=1)),
+    }
