@@ -205,10 +205,12 @@ class Augmentation:
     def _sharpen(self, image: Tensor, generator: Generator) -> Tensor:
         low, high = self.config.sharpness_factor
         factor = math.exp(uniform(math.log(low), math.log(high), generator))
-        return TF.adjust_sharpness(image, factor)
+        sharpened: Tensor = TF.adjust_sharpness(image, factor)
+        return sharpened
 
     def _grey(self, image: Tensor, generator: Generator) -> Tensor:
-        return TF.rgb_to_grayscale(image, num_output_channels=3)
+        grey: Tensor = TF.rgb_to_grayscale(image, num_output_channels=3)
+        return grey
 
     def _add_noise(self, image: Tensor, generator: Generator) -> Tensor:
         sigma = uniform(*self.config.noise_sigma, generator)
@@ -217,7 +219,8 @@ class Augmentation:
     def _compress(self, image: Tensor, generator: Generator) -> Tensor:
         low, high = self.config.jpeg_quality
         quality = int(torch.randint(low, high + 1, (), generator=generator))
-        return TF.jpeg(image.mul(255.0).round_().to(torch.uint8), quality).float().div_(255.0)
+        compressed: Tensor = TF.jpeg(image.mul(255.0).round_().to(torch.uint8), quality)
+        return compressed.float().div_(255.0)
 
     def _erase(self, image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         side = image.shape[-1]

@@ -1,5 +1,6 @@
 """Scenes of one or two animals: what `dataset.py` shows and what `prompt_sampling.py` draws prompts from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from models.prompts import Prompt
 from training.augmentation import uniform
 from training.official_layout import BACKGROUND, CAT, DOG, IGNORE
 
@@ -38,9 +40,9 @@ class Scene:
         """The scene of a single photograph."""
         return cls(label_map, (label_map != BACKGROUND).to(torch.uint8), (pet,))
 
-    def is_visible(self, index: int) -> bool:
-        """Whether any pixel of pets[index] is left in the picture."""
-        return bool(self.pixels(index).any())
+    def visible(self) -> tuple[int, ...]:
+        """Indices of the pets of which any pixel is left in the picture."""
+        return tuple(index for index in range(len(self.pets)) if self.pixels(index).any())
 
     def pixels(self, index: int) -> Tensor:
         """[S, S] bool: where pets[index] surely is, without its boundary."""
@@ -49,6 +51,14 @@ class Scene:
 
 View = tuple[Tensor, Scene]
 """Image [3, S, S] uint8 and its scene of one pet."""
+
+Sampler = Callable[[Scene, Generator], tuple[Prompt, Tensor]]
+"""Scene -> (prompt, target [S, S] int64); `prompt_sampling.py` holds those that prompt."""
+
+
+def whole_scene(scene: Scene, generator: Generator) -> tuple[Prompt, Tensor]:
+    """The sampler of image-only models: no prompt, and every animal in its class."""
+    return None, scene.label_map.long()
 
 
 def collage(first: View, second: View, generator: Generator) -> View:
@@ -72,7 +82,7 @@ def _side_by_side(first: View, second: View, generator: Generator) -> View:
         cells = ((0, 0, seam, side), (seam, 0, side - seam, side))
     canvas = _Canvas(side, (first, second))
     for owner, (view, cell) in enumerate(zip((first, second), cells, strict=True), start=1):
-        canvas.lay(owner, *_fitted(view, cell[2], cell[3]), cell[0], cell[1])
+        canvas.lay(owner, *_fitted(view, cell[2], cell[3], generator), cell[0], cell[1])
     return canvas.view()
 
 
@@ -83,7 +93,7 @@ def _in_corner(first: View, second: View, generator: Generator) -> View:
     left = (side - width) * int(torch.randint(2, (), generator=generator))
     canvas = _Canvas(side, (first, second))
     canvas.lay(1, first[0], first[1].label_map, 0, 0)
-    canvas.lay(2, *_fitted(second, height, width), top, left)
+    canvas.lay(2, *_fitted(second, height, width, generator), top, left)
     return canvas.view()
 
 
@@ -135,13 +145,16 @@ class _Canvas:
         return self.image, Scene(self.label_map, self.owners, self.pets)
 
 
-def _fitted(view: View, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The largest part of `view` of the cell's aspect that is centred on the animal, resized to the cell."""
+def _fitted(view: View, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """A part of `view` of the cell's aspect around the animal, from all that fits to close up, resized to the cell."""
     image, scene = view
     side = image.shape[-1]
-    scale = side / max(height, width)
-    crop_height, crop_width = min(side, round(height * scale)), min(side, round(width * scale))
     top, left, box_height, box_width = _bounding_box(scene.label_map) or (0, 0, side, side)
+    widest = side / max(height, width)
+    # Never enlarged beyond the source's own pixels, nor closer than the whole animal.
+    closest = min(widest, max(1.0, 1.1 * max(box_height / height, box_width / width)))
+    scale = uniform(closest, widest, generator)
+    crop_height, crop_width = min(side, round(height * scale)), min(side, round(width * scale))
     row = min(max(0, top + box_height // 2 - crop_height // 2), side - crop_height)
     column = min(max(0, left + box_width // 2 - crop_width // 2), side - crop_width)
     area = (slice(row, row + crop_height), slice(column, column + crop_width))

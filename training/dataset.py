@@ -13,15 +13,12 @@ from torch.utils.data import Dataset
 
 from models.prompts import Prompt, PromptTensors
 from training.augmentation import Augmentation
-from training.collage import Scene, collage
+from training.collage import Sampler, Scene, collage, whole_scene
 from training.official_layout import BACKGROUND, IGNORE
 from training.preparation import Example, Split, read_manifest, seed_of
 
 Boundary = Literal["ignore", "background"]
 """What boundary pixels count as: `ignore` is the fair protocol, `background` the study's."""
-
-Sampler = Callable[[Scene, Generator], tuple[Prompt, Tensor]]
-"""Scene -> (prompt, target [S, S] int64); see `prompt_sampling.py`."""
 
 
 class Sample(TypedDict):
@@ -54,7 +51,7 @@ class PetDataset(Dataset[Sample]):
         *,
         boundary: Boundary = "ignore",
         augment: Augmentation | None = None,
-        sampler: Sampler | None = None,
+        sampler: Sampler = whole_scene,
         make_prompt: Callable[[Prompt], PromptTensors] = no_prompt,
         seed: int = 0,
         collage_probability: float = 0.0,
@@ -77,7 +74,7 @@ class PetDataset(Dataset[Sample]):
         self.seed = seed
         self.collage_probability = collage_probability
         # Shared, so that workers which live on between epochs see the change too.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._pixels = self._read_all() if in_memory else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -88,17 +85,19 @@ class PetDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
+        image, prompt, target = self.draw(index)
+        return {"image": image.float().div_(255.0), "prompt": self.make_prompt(prompt), "target": target}
+
+    def draw(self, index: int) -> tuple[Tensor, Prompt, Tensor]:
+        """The example before it becomes model input: image [3, S, S] uint8, prompt, target [S, S] int64."""
         if not 0 <= index < len(self.records):  # also what ends plain iteration over a sequence
             raise IndexError(f"got index {index}, wanted 0 to {len(self.records) - 1}")
         generator = Generator().manual_seed(seed_of(self.seed, int(self._epoch), index))
         image, scene = self._scene(index, generator)
-        if self.sampler is None:
-            prompt, target = None, scene.label_map.long()
-        else:
-            prompt, target = self.sampler(scene, generator)
+        prompt, target = self.sampler(scene, generator)
         if self.boundary == "background":
             target = torch.where(target == IGNORE, BACKGROUND, target)
-        return {"image": image.float().div_(255.0), "prompt": self.make_prompt(prompt), "target": target}
+        return image, prompt, target
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Image [3, S, S] uint8 and label map [S, S] uint8 as prepared; not to be written to."""
