@@ -57,11 +57,15 @@ def save_backbone(path: Path, clip: nn.Module, card: BackboneCard) -> None:
 
     Norm statistics and biases are 1 % of the bytes and span a range that half precision does not.
     """
-    tensors = {
-        name: (value.half() if value.is_floating_point() and value.ndim > 1 else value).detach().cpu().contiguous()
-        for name, value in clip.state_dict().items()
-    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in halve_matrices(clip.state_dict()).items()}
     write_safetensors(path, tensors, {CARD_KEY: card.model_dump_json()})
+
+
+def halve_matrices(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a backbone file holds them."""
+    return {
+        name: value.half() if value.is_floating_point() and value.ndim > 1 else value for name, value in tensors.items()
+    }
 
 
 def read_backbone_card(path: Path) -> BackboneCard:
@@ -141,9 +145,9 @@ def load_open_clip_weights(clip: CLIP | CustomTextCLIP, path: Path) -> None:
 
 def open_clip_config(name: str) -> dict[str, Any]:
     """open_clip's own config of a model that it has a name for; ValueError with close names otherwise."""
-    config: dict[str, Any] | None = get_model_config(clean_name(name))
+    config: dict[str, Any] | None = get_model_config(clean_name(name))  # type: ignore[no-untyped-call]
     if config is None:
-        close = difflib.get_close_matches(clean_name(name), list_models(), n=3, cutoff=0.3)
+        close = difflib.get_close_matches(clean_name(name), list_models(), n=3, cutoff=0.3)  # type: ignore[no-untyped-call]
         raise ValueError(f"got open_clip model {name!r}, wanted one it knows, such as {', '.join(close) or 'ViT-L-14'}")
     return config
 

@@ -135,7 +135,7 @@ class ClipBackbone(nn.Module):
 
         tokens: Tensor [B, 77], int64. Rows seen before come from a cache, which is bypassed while the model is traced.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or tokens.is_meta:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or tokens.is_meta:  # type: ignore[attr-defined, no-untyped-call]
             return self._embed_text(tokens)
         weight = self.clip.logit_scale
         keys = [(row.tobytes(), weight.device, weight.dtype) for row in tokens.cpu().numpy()]

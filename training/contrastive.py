@@ -1,0 +1,369 @@
+"""Trains a compact CLIP on pet photos and their breeds' names, and writes it as a frozen backbone file.
+
+Both towers learn one joint space: an image lies near its breed's, its species' and neutral prompts and far from words
+for other things. `petseg-train backbone <config>` calls `train_backbone`; `clip` and `prompt` then build on the file.
+"""
+
+import copy
+import csv
+import json
+import math
+import random
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from open_clip.tokenizer import SimpleTokenizer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.progress import Progress, TextColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models.backbone_file import BackboneCard, build_clip, halve_matrices, save_backbone
+from models.tensor_file import first_problem
+from training.dataset import PetDataset
+from training.imagenet_weights import PIXEL_MEAN, PIXEL_STD, load_efficientnet_lite0
+from training.pet_names import zero_shot_prompts
+from training.preparation import fingerprint, seed_of
+from training.prompt_texts import BREED_SPECIES, sample_texts
+from training.views import Squares, ViewConfig, Views
+from training.zero_shot import embed_text, measure_zero_shot
+
+_LARGEST_LOGIT_SCALE = math.log(100)
+"""CLIP (Radford et al. 2021) clips the temperature here, for stability."""
+
+
+class StageConfig(BaseModel):
+    """Epochs at one image size; small images first, for they train several times faster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(ge=16)
+    epochs: int = Field(ge=1)
+
+
+class ContrastiveConfig(BaseModel):
+    """Every choice of one run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Name of the backbone file."""
+    summary: str = ""
+    seed: int = 0
+    open_clip_config: dict[str, Any]
+    """The model in open_clip's own form."""
+    image_weights: Literal["efficientnet_lite0", "random"]
+    """Where the image tower starts from."""
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    views: ViewConfig = ViewConfig()
+    batch_size: int = Field(32, ge=2)
+    image_learning_rate: float = Field(2e-4, gt=0)
+    """Of the pretrained image tower."""
+    text_learning_rate: float = Field(1e-3, gt=0)
+    """Of all that starts from random weights: text tower, projection, temperature."""
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(100, ge=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    """Of the averaged weights that are measured and saved."""
+    distractors_per_step: int = Field(32, ge=1)
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages together."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def image_size_of(self, epoch: int) -> int:
+        """Side of the views in this epoch, counted from 0."""
+        sizes = [stage.image_size for stage in self.stages for _ in range(stage.epochs)]
+        return sizes[epoch]
+
+
+def read_contrastive_config(path: Path, smoke: bool = False) -> ContrastiveConfig:
+    """The TOML at `path`; with `smoke`, its [smoke] table laid over it. ValueError naming file and field."""
+    table = tomllib.loads(path.read_text())
+    small = table.pop("smoke", {})
+    try:
+        return ContrastiveConfig.model_validate(_overlay(table, small) if smoke else table)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_problem(error)}") from error
+
+
+def _overlay(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = {
+        key: _overlay(table[key], value) if isinstance(value, dict) and key in table else value
+        for key, value in over.items()
+    }
+    return table | merged
+
+
+def train_backbone(
+    config: ContrastiveConfig,
+    prepared: Path,
+    out: Path,
+    run_folder: Path,
+    *,
+    resume: bool = True,
+    fabric: Fabric | None = None,
+) -> dict[str, float]:
+    """Train on the train split of the folder `prepared`, write the backbone file `out`; returns its validation figures.
+
+    `run_folder` takes log.csv and, after each epoch, state.pt, from which a stopped run goes on.
+    """
+    fabric = fabric or Fabric(accelerator="auto", devices=1)
+    fabric.seed_everything(config.seed, verbose=False)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    photos, held_out = PetDataset(prepared, "train"), PetDataset(prepared, "validation")
+    clip = _build(config)
+    averaged = copy.deepcopy(clip).requires_grad_(False).eval()
+    trainer = _Trainer(fabric, config, clip, averaged, len(photos))
+    first_epoch = trainer.restore(run_folder / "state.pt") if resume else 0
+    figures = measure(fabric, averaged, held_out, config.batch_size) if first_epoch == config.epochs else {}
+    for epoch in range(first_epoch, config.epochs):
+        started = time.monotonic()
+        loss = trainer.train_epoch(photos, epoch)
+        figures = measure(fabric, averaged, held_out, config.batch_size)
+        row = {"epoch": epoch + 1, "image_size": config.image_size_of(epoch), "loss": round(loss, 4), **figures}
+        _append_row(run_folder / "log.csv", row | {"seconds": round(time.monotonic() - started)}, new=epoch == 0)
+        trainer.save(run_folder / "state.pt", epoch + 1, config)
+    averaged.load_state_dict({name: value.float() for name, value in halve_matrices(averaged.state_dict()).items()})
+    figures = measure(fabric, averaged, held_out, config.batch_size)  # of the weights as they are stored
+    save_backbone(out, averaged, _card(config, prepared, photos, held_out, figures))
+    return figures
+
+
+def _build(config: ContrastiveConfig) -> Any:
+    clip: Any = build_clip(config.open_clip_config)
+    if config.image_weights == "efficientnet_lite0":
+        load_efficientnet_lite0(clip.visual.trunk)
+    return clip
+
+
+class _Trainer:
+    """The loop's state: both towers, the averaged copy, optimiser and step count."""
+
+    def __init__(self, fabric: Fabric, config: ContrastiveConfig, clip: Any, averaged: Any, photo_count: int) -> None:
+        self.fabric, self.config = fabric, config
+        self.steps_per_epoch = max(1, photo_count // config.batch_size)
+        self.step = 0
+        self.tokenizer = SimpleTokenizer(context_length=clip.context_length)
+        self.averaged = averaged.to(fabric.device)
+        optimizer = torch.optim.AdamW(_parameter_groups(clip, config))
+        self.clip, self.optimizer = fabric.setup(clip, optimizer)
+        for method in ("encode_image",):
+            self.clip.mark_forward_method(method)
+
+    def train_epoch(self, photos: PetDataset, epoch: int) -> float:
+        """One pass over the photos; returns the mean loss."""
+        views = Views(photos, self.config.image_size_of(epoch), self.config.views, self.config.seed, epoch)
+        order = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
+        loader = DataLoader(
+            views, self.config.batch_size, shuffle=True, drop_last=len(views) > self.config.batch_size, generator=order
+        )
+        batches = self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        self.clip.train()
+        _rest_batch_norm(self.clip)
+        losses = []
+        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"))
+        with Progress(*columns) as progress:
+            task = progress.add_task(
+                f"epoch {epoch + 1}/{self.config.epochs}, {views.image_size} px", total=len(loader), loss=""
+            )
+            for images, breed_rows in batches:
+                losses.append(self.train_step(images, breed_rows))
+                progress.update(task, advance=1, loss=f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}")
+        return sum(losses) / len(losses)
+
+    def train_step(self, images: Tensor, breed_rows: Tensor) -> float:
+        """images: Tensor [B, 3, S, S] in [0, 1]; breed_rows: [B] int64."""
+        self._set_learning_rates()
+        texts = sample_texts(
+            random.Random(seed_of(self.config.seed, "texts", self.step)), self.config.distractors_per_step
+        )
+        tokens = self.tokenizer(list(texts.all)).to(images.device)
+        image_embeddings = F.normalize(self.clip.encode_image(normalise(images)).float(), dim=-1)
+        with self.fabric.autocast():
+            text_embeddings = F.normalize(embed_text(self.clip.module, tokens).float(), dim=-1)
+        logits = self.clip.logit_scale.exp() * image_embeddings @ text_embeddings.T  # [B, texts]
+        loss = contrastive_loss(*texts.split(logits), breed_rows, self.config.label_smoothing)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        self.fabric.clip_gradients(self.clip, self.optimizer, max_norm=1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=_LARGEST_LOGIT_SCALE)
+        self.step += 1
+        self._average()
+        return loss.item()
+
+    def save(self, path: Path, epochs_done: int, config: ContrastiveConfig) -> None:
+        """What `restore` needs, whole or not at all."""
+        state = {
+            "epochs_done": epochs_done,
+            "step": self.step,
+            "config": config.model_dump_json(),
+            "clip": self.clip.module.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        unfinished = path.with_name(path.name + ".partial")
+        torch.save(state, unfinished)
+        unfinished.replace(path)
+
+    def restore(self, path: Path) -> int:
+        """Number of epochs that are done already; 0 without a state file. ValueError for another run's state."""
+        if not path.is_file():
+            return 0
+        state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+        if ContrastiveConfig.model_validate_json(state["config"]) != self.config:
+            raise ValueError(f"{path}: got the state of a run with another config; choose another folder or delete it")
+        self.clip.module.load_state_dict(state["clip"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        epochs_done: int = state["epochs_done"]
+        return epochs_done
+
+    def _set_learning_rates(self) -> None:
+        """Linear warm-up, then cosine to zero."""
+        total = self.steps_per_epoch * self.config.epochs
+        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
+        progress = min(1.0, self.step / total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _average(self) -> None:
+        """Exponential moving average; its memory grows with the steps, so that the random start is soon forgotten."""
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        current = self.clip.module.state_dict()
+        with torch.no_grad():
+            for name, value in self.averaged.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(current[name], 1 - decay)
+                else:
+                    value.copy_(current[name])
+
+
+def contrastive_loss(
+    breed_logits: Tensor,
+    species_logits: Tensor,
+    neutral_logits: Tensor,
+    distractor_logits: Tensor,
+    breed_rows: Tensor,
+    label_smoothing: float,
+) -> Tensor:
+    """CLIP's symmetric loss where several images share a text (Yang et al. 2022, UniCL), plus the strangers.
+
+    breed_logits: [B, 37]; species_logits: [B, 2]; neutral_logits: [B, 1]; distractor_logits: [B, N]; breed_rows: [B].
+
+    Image to text: its breed among the breeds, its species among the two, and each of its three texts against all
+    distractors. Text to image: each class in the batch against the images of other classes.
+    """
+    species_rows = BREED_SPECIES.to(breed_rows.device)[breed_rows]
+    to_breed = F.cross_entropy(breed_logits, breed_rows, label_smoothing=label_smoothing)
+    to_species = F.cross_entropy(species_logits, species_rows, label_smoothing=label_smoothing)
+    own = torch.cat(
+        [breed_logits.gather(1, breed_rows[:, None]), species_logits.gather(1, species_rows[:, None]), neutral_logits],
+        1,
+    )  # [B, 3]
+    strangers = distractor_logits.logsumexp(1, keepdim=True)  # [B, 1]
+    to_own = F.softplus(strangers - own).mean()
+    from_breed = _text_to_image(breed_logits, breed_rows)
+    from_species = _text_to_image(species_logits, species_rows)
+    return to_breed + to_species + to_own + 0.5 * (from_breed + from_species)
+
+
+def _text_to_image(logits: Tensor, rows: Tensor) -> Tensor:
+    """Cross-entropy of each text over the batch's images, the target spread evenly over the images it fits."""
+    fits = F.one_hot(rows, logits.shape[1]).to(logits.dtype)  # [B, texts]
+    present = fits.sum(0) > 0
+    targets = fits[:, present] / fits[:, present].sum(0)
+    return -(targets * logits[:, present].log_softmax(0)).sum(0).mean()
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[0, 1] RGB -> the statistics of the ImageNet weights."""
+    return (images - images.new_tensor(PIXEL_MEAN).view(3, 1, 1)) / images.new_tensor(PIXEL_STD).view(3, 1, 1)
+
+
+@torch.inference_mode()
+def measure(fabric: Fabric, clip: Any, photos: PetDataset, batch_size: int) -> dict[str, float]:
+    """Zero-shot figures on whole letterboxed squares at the prepared size."""
+    clip.eval()
+    embeddings, rows = [], []
+    for images, breed_rows in DataLoader(Squares(photos), batch_size):
+        embeddings.append(clip.encode_image(normalise(images.to(fabric.device))))
+        rows.append(breed_rows.to(fabric.device))
+    tokenizer = SimpleTokenizer(context_length=clip.context_length)
+    scale = clip.logit_scale.exp().item()
+    return measure_zero_shot(clip, tokenizer, torch.cat(embeddings), torch.cat(rows), scale)
+
+
+def _parameter_groups(clip: Any, config: ContrastiveConfig) -> list[dict[str, Any]]:
+    """The pretrained tower apart from what starts at random; vectors and scalars take no weight decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in clip.named_parameters():
+        pretrained = name.startswith("visual.trunk.") and config.image_weights != "random"
+        rate = config.image_learning_rate if pretrained else config.text_learning_rate
+        decay = config.weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def _rest_batch_norm(model: nn.Module) -> None:
+    """Batch statistics stay those of ImageNet: small batches at changing sizes would blur them, and this is faster."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def _append_row(path: Path, row: dict[str, Any], new: bool) -> None:
+    with path.open("w" if new else "a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _card(
+    config: ContrastiveConfig, prepared: Path, photos: PetDataset, held_out: PetDataset, figures: dict[str, float]
+) -> BackboneCard:
+    return BackboneCard(
+        name=config.name,
+        open_clip_config=config.open_clip_config,
+        pixel_mean=PIXEL_MEAN,
+        pixel_std=PIXEL_STD,
+        zero_shot_prompts=zero_shot_prompts(),
+        summary=config.summary,
+        metrics={
+            "protocol": "zero-shot, letterboxed validation part of trainval",
+            "image_size": photos.image_size,
+            **figures,
+        },
+        data={
+            "name": "Oxford-IIIT Pet",
+            "fingerprint": fingerprint(prepared),
+            "train": len(photos),
+            "validation": len(held_out),
+        },
+        training=json.loads(config.model_dump_json()),
+        seed=config.seed,
+        git_commit=_git_commit(),
+    )
+
+
+def _git_commit() -> str | None:
+    """The commit that the code stands at, where it runs from a checkout."""
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None

@@ -1,0 +1,238 @@
+"""The 37 breeds of Oxford-IIIT Pet in the words people use for them, and words for what is neither cat nor dog.
+
+The contrastive training and the prompt sampler draw from here; `zero_shot_prompts` goes into backbone and model cards.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+Species = Literal["cat", "dog"]
+
+
+@dataclass(frozen=True)
+class Breed:
+    """One breed as the data set names it and as people say it."""
+
+    key: str
+    """The name in file names without the number: "Maine_Coon", "american_bulldog"."""
+    name: str
+    """How a sentence spells it: "Maine Coon"."""
+    species: Species
+    synonyms: tuple[str, ...]
+    """Other ways to say it, each as good after "a photo of a" as the name itself."""
+
+
+_CATS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Abyssinian", ("Abyssinian cat",)),
+    ("Bengal", ("Bengal cat", "spotted Bengal cat")),
+    ("Birman", ("Birman cat", "sacred cat of Burma")),
+    ("Bombay", ("Bombay cat", "black Bombay cat")),
+    ("British Shorthair", ("British Shorthair cat", "British blue cat")),
+    ("Egyptian Mau", ("Egyptian Mau cat", "spotted Egyptian cat")),
+    ("Maine Coon", ("Maine Coon cat", "Maine shag cat")),
+    ("Persian", ("Persian cat", "Persian longhair cat")),
+    ("Ragdoll", ("Ragdoll cat",)),
+    ("Russian Blue", ("Russian Blue cat",)),
+    ("Siamese", ("Siamese cat", "seal point Siamese")),
+    ("Sphynx", ("Sphynx cat", "hairless cat", "Sphinx cat")),
+)
+_DOGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("American Bulldog", ("American Bulldog dog",)),
+    ("American Pit Bull Terrier", ("American Pit Bull", "pit bull", "pitbull terrier")),
+    ("Basset Hound", ("Basset", "Basset Hound dog")),
+    ("Beagle", ("Beagle dog",)),
+    ("Boxer", ("Boxer dog", "German Boxer")),
+    ("Chihuahua", ("Chihuahua dog",)),
+    ("English Cocker Spaniel", ("cocker spaniel", "English cocker")),
+    ("English Setter", ("setter dog", "English Setter dog")),
+    ("German Shorthaired", ("German Shorthaired Pointer", "German pointer", "pointer dog")),
+    ("Great Pyrenees", ("Great Pyrenees dog", "Pyrenean mountain dog")),
+    ("Havanese", ("Havanese dog", "Bichon Havanese")),
+    ("Japanese Chin", ("Japanese Chin dog", "Japanese spaniel")),
+    ("Keeshond", ("Keeshond dog", "Dutch barge dog")),
+    ("Leonberger", ("Leonberger dog",)),
+    ("Miniature Pinscher", ("Miniature Pinscher dog", "min pin", "pinscher")),
+    ("Newfoundland", ("Newfoundland dog",)),
+    ("Pomeranian", ("Pomeranian dog", "Pomeranian spitz")),
+    ("Pug", ("Pug dog",)),
+    ("Saint Bernard", ("St. Bernard", "Saint Bernard dog", "St Bernard dog")),
+    ("Samoyed", ("Samoyed dog", "white Samoyed")),
+    ("Scottish Terrier", ("Scottish Terrier dog", "Scottie", "Scotch terrier")),
+    ("Shiba Inu", ("Shiba Inu dog", "Shiba")),
+    ("Staffordshire Bull Terrier", ("Staffordshire terrier", "Staffie", "Staffordshire Bull Terrier dog")),
+    ("Wheaten Terrier", ("soft-coated wheaten terrier", "Wheaten Terrier dog")),
+    ("Yorkshire Terrier", ("Yorkie", "Yorkshire Terrier dog")),
+)
+
+TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}",
+    "a photo of a {}.",
+    "a picture of a {}",
+    "a close-up photo of a {}",
+    "a photo of my {}",
+    "a picture of a cute {}",
+    "a blurry photo of a {}",
+    "an image of a {}",
+    "a photo of the {}, a kind of pet",
+    "there is a {} in the photo",
+    "the {}",
+    "a {}",
+    "my {}",
+    "one {}",
+    "find the {}",
+    "{}",
+    "{}",
+)
+"""Sentences around a name; the bare name stands twice, for it is what people type."""
+
+SPECIES_WORDS: dict[Species, tuple[str, ...]] = {
+    "cat": ("cat", "kitten", "kitty", "feline", "house cat", "domestic cat", "pet cat", "pussycat", "cats", "tomcat"),
+    "dog": ("dog", "puppy", "doggy", "canine", "hound", "domestic dog", "pet dog", "doggie", "dogs", "pup"),
+}
+
+NEUTRAL_PROMPTS: tuple[str, ...] = (
+    "a photo of a pet",
+    "a photo of an animal",
+    "an animal",
+    "a pet",
+    "the animal",
+    "the pet",
+    "a picture of my pet",
+    "a furry animal",
+    "pet",
+    "animal",
+    "a cat or a dog",
+    "the main animal in the photo",
+)
+
+_PLAIN_WORDS: tuple[str, ...] = (
+    *("car", "truck", "bus", "bicycle", "motorcycle", "train", "boat", "airplane", "road", "street", "traffic light"),
+    *(
+        "tree",
+        "flower",
+        "grass",
+        "forest",
+        "plant",
+        "leaf",
+        "sky",
+        "cloud",
+        "mountain",
+        "river",
+        "beach",
+        "snow",
+        "sea",
+    ),
+    *("person", "man", "woman", "child", "baby", "hand", "face", "people", "crowd", "foot", "leg", "hair", "finger"),
+    *("rabbit", "horse", "bird", "fish", "cow", "sheep", "pig", "mouse", "hamster", "guinea pig", "duck", "chicken"),
+    *("elephant", "giraffe", "zebra", "monkey", "snake", "lizard", "turtle", "frog", "spider", "butterfly", "parrot"),
+    *(
+        "sofa",
+        "couch",
+        "chair",
+        "table",
+        "bed",
+        "blanket",
+        "pillow",
+        "carpet",
+        "floor",
+        "wall",
+        "window",
+        "door",
+        "lamp",
+    ),
+    *("house", "building", "kitchen", "garden", "fence", "bridge", "room", "curtain", "shelf", "box", "basket", "bowl"),
+    *("cup", "bottle", "plate", "knife", "fork", "spoon", "pizza", "cake", "apple", "banana", "bread", "cheese", "egg"),
+    *(
+        "book",
+        "phone",
+        "laptop",
+        "keyboard",
+        "television",
+        "clock",
+        "bag",
+        "shoe",
+        "hat",
+        "shirt",
+        "toy",
+        "ball",
+        "key",
+    ),
+    *("guitar", "piano", "camera", "umbrella", "pen", "paper", "background", "nothing", "an empty room", "landscape"),
+)
+
+_DOG_CLASSES = range(151, 269)
+_WILD_CANIDS_AND_FELIDS = range(269, 294)
+"""Numbers among ImageNet's 1,000 classes; wild relatives and house cats too, for their pictures look like pets."""
+
+
+@cache
+def breeds() -> tuple[Breed, ...]:
+    """All 37, cats first, each in alphabetical order."""
+    return tuple(
+        Breed(_key(name, species), name, species, synonyms)
+        for species, names in (("cat", _CATS), ("dog", _DOGS))
+        for name, synonyms in names
+    )
+
+
+def find_breed(key: str) -> Breed:
+    """The breed that file names call `key`; ValueError for an unknown one."""
+    for breed in breeds():
+        if breed.key == key:
+            return breed
+    raise ValueError(f"got breed {key!r}, wanted one of {', '.join(breed.key for breed in breeds())}")
+
+
+@cache
+def distractors() -> tuple[str, ...]:
+    """Several hundred things that are neither cat nor dog: ImageNet's other classes and plain words, sorted."""
+    folder = resources.files("timm") / "data" / "_info"
+    lemmas = dict(line.split("\t") for line in (folder / "imagenet_synset_to_lemma.txt").read_text().splitlines())
+    synsets = (folder / "imagenet_synsets.txt").read_text().split()
+    left_out = {*_DOG_CLASSES, *_WILD_CANIDS_AND_FELIDS}
+    classes = (lemmas[synset].split(",")[0] for number, synset in enumerate(synsets) if number not in left_out)
+    return tuple(sorted({*classes, *_PLAIN_WORDS} - _pet_words()))
+
+
+def zero_shot_prompts() -> dict[str, tuple[str, ...]]:
+    """Class name -> the prompts among which a model picks its own: the species, then each of its breeds."""
+    return {
+        species: (
+            f"a photo of a {species}",
+            *(f"a photo of {article(phrase)} {phrase}" for phrase in _breed_phrases(species)),
+        )
+        for species in SPECIES_WORDS
+    }
+
+
+def article(phrase: str) -> str:
+    """ "a" or "an"."""
+    return "an" if phrase[0].lower() in "aeiou" else "a"
+
+
+def fill(template: str, name: str) -> str:
+    """`template` with `name` in it, and the article that fits."""
+    if article(name) == "an":
+        template = template.replace("a {}", "an {}")
+    return template.format(name)
+
+
+def _breed_phrases(species: str) -> Iterable[str]:
+    for breed in breeds():
+        if breed.species == species:
+            yield f"{breed.name} {species}" if species == "cat" else breed.name
+
+
+def _pet_words() -> set[str]:
+    return {word for words in SPECIES_WORDS.values() for word in words} | {
+        name for breed in breeds() for name in (breed.name, *breed.synonyms)
+    }
+
+
+def _key(name: str, species: str) -> str:
+    """The data set writes cat breeds with capitals and dog breeds without."""
+    key = name.replace(" ", "_")
+    return key if species == "cat" else key.lower()
