@@ -1,0 +1,97 @@
+"""create_app(settings): loads the checkpoint folder and wires predictors, batchers, routes and error handlers."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import torch
+from fastapi import FastAPI
+
+from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from models.prompts import PromptKind
+from service.embedding_cache import EmbeddingCache
+from service.errors import add_handlers
+from service.middleware import RequestContext
+from service.openapi import PetsegApp
+from service.pipeline import Pipeline, Service
+from service.predictor import KeptImage, Predictor, choose_device
+from service.routes import router
+from service.settings import Settings, SettingsError, variable
+
+logger = logging.getLogger("petseg.app")
+
+API_VERSION = "1.0"
+
+DESCRIPTION = """\
+Cuts cats and dogs out of photographs. Send a photo to `/segment/{model}`, get the mask back at the photo's own size.
+Coordinates are pixels of the upright photo, origin top left. Every error is an RFC 9457 problem.
+"""
+
+
+def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = None) -> FastAPI:
+    """The service with every checkpoint of `settings.checkpoints`, or with the given ones.
+
+    Raises SettingsError or CheckpointError, each with one line for the operator.
+    """
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    try:
+        device = choose_device(settings.device)
+    except ValueError as error:
+        raise SettingsError(f"{variable('device')}: {error}") from error
+    loaded = load_folder(settings.checkpoints) if checkpoints is None else checkpoints
+
+    app = PetsegApp(title="petseg", version=API_VERSION, description=DESCRIPTION, lifespan=lifespan)
+    app.state.settings = settings
+    app.state.predictors = build_predictors(loaded, device, settings)
+    app.add_middleware(RequestContext)
+    add_handlers(app)
+    app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Warm every model, take requests, then drain: what was accepted is finished before the threads end."""
+    settings: Settings = app.state.settings
+    pool = ThreadPoolExecutor(settings.image_threads or os.cpu_count() or 1, thread_name_prefix="images")
+    predictors: list[Predictor] = app.state.predictors
+    pipelines = {predictor.checkpoint.name: Pipeline(predictor, pool, settings) for predictor in predictors}
+    service = app.state.service = Service(settings, pipelines)
+    try:
+        for predictor in predictors:
+            await asyncio.to_thread(predictor.warm_up)
+        service.is_ready = not service.is_draining
+        yield
+    finally:
+        service.drain()
+        await asyncio.gather(*(pipeline.batcher.close(settings.drain_s) for pipeline in pipelines.values()))
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def load_folder(folder: Path) -> list[Checkpoint]:
+    """Every *.safetensors directly in `folder`, by name; subfolders hold frozen backbones. Raises CheckpointError."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(f"{folder}: got no *.safetensors, wanted at least one; train one with petseg-train")
+    return [load_checkpoint(path) for path in paths]
+
+
+def build_predictors(checkpoints: Sequence[Checkpoint], device: torch.device, settings: Settings) -> list[Predictor]:
+    """One predictor per checkpoint; those that take prompts share one cache of features, the others keep none."""
+    shared: EmbeddingCache[KeptImage] = EmbeddingCache(settings.cache_bytes)
+    none: EmbeddingCache[KeptImage] = EmbeddingCache(0)
+    return [
+        Predictor(
+            checkpoint,
+            none if checkpoint.model.prompt_kind is PromptKind.NONE else shared,
+            device=device,
+            precision=settings.precision,
+            max_pixels=settings.max_pixels,
+        )
+        for checkpoint in checkpoints
+    ]

@@ -1,0 +1,210 @@
+"""Dynamic batching of any callable: asyncio in front, worker threads behind, one queue between.
+
+Knows nothing of networks or HTTP. Greedy: whatever is queued when a worker comes free goes next. The pipeline puts
+one in front of each model's predictor.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class QueueFullError(Exception):
+    """The queue holds all it may; `retry_after_s` is when half of it will be done, by the pace of late."""
+
+    def __init__(self, queue_size: int, retry_after_s: int) -> None:
+        super().__init__(f"got one request more than the {queue_size} that the queue holds")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceededError(TimeoutError):
+    """The item's deadline passed before its result was there."""
+
+
+class BatcherClosedError(Exception):
+    """The batcher takes no more items."""
+
+
+@dataclass(frozen=True)
+class Batched(Generic[Result]):
+    """One item's result and how it came about."""
+
+    result: Result
+    queue_s: float
+    """Seconds from `submit` to the start of the item's batch."""
+    run_s: float
+    """Seconds that its batch ran."""
+    batch_size: int
+
+
+@dataclass(eq=False)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Batched[Result]]"
+    queued_at: float = field(default_factory=time.monotonic)
+    is_gone: bool = False
+    """Set on the event loop once the caller waits no more; workers skip such entries."""
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `run(items) -> results` for many waiting callers at once, up to `max_batch_size` items a call.
+
+    When a batch fails it is halved and run again, down to single items: the exception reaches only the callers whose
+    items cause it, and a batch too large for the device's memory heals itself. Callers that are cancelled or past
+    their deadline are dropped before their item runs.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        *,
+        max_batch_size: int,
+        queue_size: int,
+        max_wait_s: float = 0.0,
+        streams: int = 1,
+        name: str = "batcher",
+    ) -> None:
+        self._run = run
+        self.max_batch_size = max_batch_size
+        self.queue_size = queue_size
+        self.max_wait_s = max_wait_s
+        self._changed = threading.Condition()
+        self._queue: OrderedDict[int, _Entry[Item, Result]] = OrderedDict()
+        self._is_closed = False
+        self._seconds_per_item = 0.0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{stream}", daemon=True) for stream in range(streams)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    async def submit(self, item: Item, deadline: float = math.inf) -> Batched[Result]:
+        """The result of `item`, run in some batch.
+
+        deadline: on the clock of `time.monotonic()`. Raises QueueFullError at once, DeadlineExceededError when it
+        passes, BatcherClosedError after `close`, and whatever `run` raises for this item.
+        """
+        loop = asyncio.get_running_loop()
+        entry: _Entry[Item, Result] = _Entry(item, deadline, loop, loop.create_future())
+        with self._changed:
+            if self._is_closed:
+                raise BatcherClosedError("the batcher takes no more items")
+            if len(self._queue) >= self.queue_size:
+                raise QueueFullError(self.queue_size, self.retry_after_s())
+            self._queue[id(entry)] = entry
+            self._changed.notify()
+        try:
+            async with asyncio.timeout(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
+                return await entry.future
+        except TimeoutError:
+            if entry.future.done() and not entry.future.cancelled():
+                raise  # the item's own TimeoutError, not the clock's
+            raise DeadlineExceededError("the deadline passed before the result was there") from None
+        finally:
+            entry.is_gone = True
+            with self._changed:
+                self._queue.pop(id(entry), None)
+            if entry.future.done() and not entry.future.cancelled():
+                entry.future.exception()  # counts as retrieved, also when the caller was cancelled just now
+
+    def retry_after_s(self) -> int:
+        """Whole seconds, at least 1, until about half of the queue is done."""
+        return max(1, math.ceil(0.5 * len(self._queue) * self._seconds_per_item / len(self._threads)))
+
+    async def close(self, drain_s: float = math.inf) -> None:
+        """Take no more items, finish the queued ones within `drain_s`, fail the rest with BatcherClosedError."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        await asyncio.to_thread(self._join, drain_s)
+        with self._changed:
+            rest = list(self._queue.values())
+            self._queue.clear()
+        for entry in rest:
+            self._deliver(entry, BatcherClosedError("the batcher was closed before the item ran"))
+
+    def _join(self, drain_s: float) -> None:
+        ends_at = time.monotonic() + drain_s
+        for thread in self._threads:
+            thread.join(None if drain_s == math.inf else max(0.0, ends_at - time.monotonic()))
+
+    def _work(self) -> None:
+        while entries := self._next_batch():
+            self._run_batch(entries)
+
+    def _next_batch(self) -> list[_Entry[Item, Result]]:
+        """Block until something is queued and take it, oldest first; an empty list once closed and drained."""
+        with self._changed:
+            while True:
+                while not self._queue and not self._is_closed:
+                    self._changed.wait()
+                if self.max_wait_s > 0 and self._queue:
+                    self._wait_for_more()
+                taken = [self._queue.popitem(last=False)[1] for _ in range(min(len(self._queue), self.max_batch_size))]
+                now = time.monotonic()
+                entries = [entry for entry in taken if not entry.is_gone and entry.deadline > now]
+                if entries or (self._is_closed and not self._queue):
+                    return entries
+
+    def _wait_for_more(self) -> None:
+        ends_at = time.monotonic() + self.max_wait_s
+        while len(self._queue) < self.max_batch_size and not self._is_closed:
+            left = ends_at - time.monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                return
+
+    def _run_batch(self, entries: list[_Entry[Item, Result]]) -> None:
+        started_at = time.monotonic()
+        outcome = self._try_run([entry.item for entry in entries])
+        run_s = time.monotonic() - started_at
+        if isinstance(outcome, BaseException):
+            if len(entries) == 1:
+                self._deliver(entries[0], outcome)
+                return
+            middle = len(entries) // 2
+            for half in (entries[:middle], entries[middle:]):
+                if waiting := [entry for entry in half if not entry.is_gone]:
+                    self._run_batch(waiting)
+            return
+        self._seconds_per_item += 0.2 * (run_s / len(entries) - self._seconds_per_item)
+        for entry, result in zip(entries, outcome, strict=True):
+            self._deliver(entry, Batched(result, started_at - entry.queued_at, run_s, len(entries)))
+
+    def _try_run(self, items: list[Item]) -> Sequence[Result] | BaseException:
+        try:
+            results = self._run(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"got {len(results)} results for {len(items)} items, wanted one each")
+        except Exception as error:
+            # A future refuses StopIteration.
+            return RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+        except BaseException as error:  # SystemExit in a worker must not end the loop, neither here nor in asyncio
+            return RuntimeError(f"the batch raised {type(error).__name__}")
+        return results
+
+    @staticmethod
+    def _deliver(entry: _Entry[Item, Result], outcome: "Batched[Result] | BaseException") -> None:
+        def settle() -> None:
+            if entry.future.done():
+                return
+            if isinstance(outcome, BaseException):
+                entry.future.set_exception(outcome)
+            else:
+                entry.future.set_result(outcome)
+
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            entry.loop.call_soon_threadsafe(settle)

@@ -1,0 +1,63 @@
+"""Least recently used values, bounded in bytes. Knows no model; the predictors keep features of photos in it."""
+
+import threading
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+Key = tuple[str, str]
+"""(digest of the encoder, sha256 of the upload): equal keys mean equal features."""
+
+
+class EmbeddingCache(Generic[Value]):
+    """A thread-safe map that forgets its least recently used values once they weigh more than `max_bytes`.
+
+    A cache of 0 bytes holds nothing and costs nothing. Values must own their memory: a slice of a batch would keep
+    the whole batch alive while it counts as one row.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """Weight of everything held."""
+        return self._bytes
+
+    def get(self, key: Key) -> Value | None:
+        """The value under `key`, now the most recently used, or None."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._entries.move_to_end(key)
+            return entry[0]
+
+    def put(self, key: Key, value: Value, size_bytes: int) -> None:
+        """Hold `value`, which weighs `size_bytes`; one that is heavier than the whole budget is not held."""
+        with self._lock:
+            if key in self._entries:
+                self._bytes -= self._entries.pop(key)[1]
+            if size_bytes > self.max_bytes:
+                return
+            self._entries[key] = (value, size_bytes)
+            self._bytes += size_bytes
+            while self._bytes > self.max_bytes:
+                self._bytes -= self._entries.popitem(last=False)[1][1]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0

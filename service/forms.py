@@ -1,0 +1,227 @@
+"""An HTTP request -> the photos and fields it carries, checked. All refusals of what was sent begin here.
+
+Fields may stand in a form or in the query; the photo in a form part or as the whole body. Nothing touches the disk.
+"""
+
+import json
+import sys
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from models.prompts import PointPrompt, Prompt, TextPrompt
+from service.errors import BodyTooLarge, InvalidRequest, UnsupportedBody, pointer
+from service.schemas import BatchFields, SegmentFields
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+MULTIPART = "multipart/form-data"
+URLENCODED = "application/x-www-form-urlencoded"
+OCTETS = "application/octet-stream"
+
+_MAX_FORM_BYTES = 64 << 10
+"""A form without a photo holds a prompt and no more."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file as it was sent."""
+
+    filename: str
+    data: bytes
+
+
+class _MemoryParser(MultiPartParser):
+    """Starlette's parser, which would spool parts above 1 MB to disk; the body's own limit bounds memory."""
+
+    spool_max_size = sys.maxsize
+
+
+async def read_segment(request: Request, max_body_bytes: int) -> tuple[Upload | None, SegmentFields]:
+    """The photo, or None where an image id stands in for it, and the fields of one request."""
+    uploads, given = await _read(request, max_body_bytes, max_images=1, takes_raw=True)
+    fields = _check(SegmentFields, given)
+    if not uploads and fields.image_id is None:
+        raise _invalid("image", "got no image; send a file part named image, a raw image body, or an image_id")
+    if uploads and fields.image_id is not None:
+        raise _invalid("image_id", "got an image and an image_id; send one of them")
+    return (uploads[0] if uploads else None), fields
+
+
+async def read_batch(request: Request, max_body_bytes: int, max_images: int) -> tuple[list[Upload], BatchFields]:
+    """The photos and the shared fields of a batch."""
+    uploads, given = await _read(request, max_body_bytes, max_images, takes_raw=False)
+    for name, _ in given:
+        if name in ("points", "x", "y"):
+            advice = "clicks belong to one image; send each image with its own clicks to /segment/{model}"
+            raise _invalid(name, f"got {name} in a batch; {advice}")
+    fields = _check(BatchFields, given)
+    if not uploads:
+        raise _invalid("image", "got no image; send one file part named image for each photo")
+    return uploads, fields
+
+
+def read_prompt(fields: SegmentFields) -> Prompt:
+    """The prompt that the fields carry, or None."""
+    clicks = [name for name in ("points", "x", "y") if getattr(fields, name) is not None]
+    if fields.text is not None:
+        if clicks:
+            raise _invalid("text", f"got text and {' and '.join(clicks)}; a model takes one kind of prompt, send one")
+        if not fields.text.strip():
+            raise _invalid("text", "got blank text, wanted words such as a photo of a Siamese cat; or leave it out")
+        return TextPrompt(fields.text.strip())
+    if fields.points is not None:
+        if len(clicks) > 1:
+            raise _invalid("points", "got points and x, y; put all clicks into points")
+        return parse_points(fields.points)
+    if fields.x is not None and fields.y is not None:
+        return PointPrompt(((fields.x, fields.y),), (1,))
+    if clicks:
+        missing = "y" if clicks == ["x"] else "x"
+        raise _invalid(missing, f"got {clicks[0]} without {missing}; a click has both")
+    return None
+
+
+def parse_points(text: str) -> PointPrompt:
+    """JSON [[x, y], ...] or [[x, y, label], ...] -> clicks; the label is 1 where it is left out."""
+    wanted = "wanted JSON such as [[120, 80, 1], [30, 40, 0]]: x, y in pixels, then 1 on the animal or 0 not"
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _invalid("points", f"got {_shorten(text)}, which is no JSON; {wanted}") from None
+    if not isinstance(rows, list):
+        raise _invalid("points", f"got {_shorten(text)}; {wanted}")
+    points, labels = [], []
+    for index, row in enumerate(rows):
+        if not (isinstance(row, list) and len(row) in (2, 3) and all(_is_number(value) for value in row)):
+            raise _invalid(pointer("points", index), f"got {_shorten(json.dumps(row))}; {wanted}")
+        points.append((float(row[0]), float(row[1])))
+        labels.append(row[2] if len(row) == 3 else 1)
+    try:
+        return PointPrompt(tuple(points), tuple(labels))
+    except ValueError as error:
+        raise _invalid("points", str(error)) from error
+
+
+async def _read(
+    request: Request, max_body_bytes: int, max_images: int, takes_raw: bool
+) -> tuple[list[Upload], list[tuple[str, str]]]:
+    """(photos, fields as sent, those of the query included)."""
+    given = list(request.query_params.multi_items())
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == MULTIPART:
+        uploads, fields = await _read_multipart(request, max_body_bytes, max_images)
+        return uploads, given + fields
+    if media_type == URLENCODED:
+        return [], given + _parse_form(await read_body(request, max_body_bytes))
+    if media_type in ("", OCTETS) or media_type.startswith("image/"):
+        body = await read_body(request, max_body_bytes)
+        if takes_raw:
+            return ([Upload("", body)] if body else []), given
+        if not body:
+            return [], given
+    wanted = [MULTIPART, *(["image/*", OCTETS] if takes_raw else [])]
+    raise UnsupportedBody(
+        f"got Content-Type {media_type or 'none'!r}, wanted {' or '.join(wanted)}; for example curl -F image=@cat.jpg"
+    )
+
+
+async def _read_multipart(
+    request: Request, max_body_bytes: int, max_images: int
+) -> tuple[list[Upload], list[tuple[str, str]]]:
+    fields: list[tuple[str, str]] = []
+    uploads: list[Upload] = []
+    stream = limit_bytes(request, max_body_bytes)
+    parser = _MemoryParser(request.headers, stream, max_files=max_images, max_fields=64, max_part_size=_MAX_FORM_BYTES)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise _invalid("image", f"got more than {max_images} files, wanted at most {max_images}") from error
+        reason = error.message.rstrip(".")
+        raise InvalidRequest(f"got a multipart body that does not parse ({reason}); send it anew, whole") from error
+    for name, value in form.multi_items():
+        if not isinstance(value, UploadFile):
+            if name == "image":
+                raise _invalid("image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg")
+            fields.append((name, value))
+        elif name != "image":
+            raise _invalid(name, f"got a file part named {_shorten(name)}, wanted image; rename the part")
+        else:
+            uploads.append(Upload(value.filename or "", value.file.read()))
+            value.file.close()
+    return uploads, fields
+
+
+async def limit_bytes(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks, counted while they come: with or without Content-Length, no more than `max_bytes`."""
+    refusal = f"wanted at most {max_bytes}; send a smaller or more strongly compressed image"
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise BodyTooLarge(f"got {declared} body bytes, {refusal}", headers={"Connection": "close"})
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise BodyTooLarge(f"got more than {max_bytes} body bytes, {refusal}", headers={"Connection": "close"})
+        yield chunk
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body in memory."""
+    return b"".join([chunk async for chunk in limit_bytes(request, max_bytes)])
+
+
+def _parse_form(body: bytes) -> list[tuple[str, str]]:
+    """Fields of a URL-encoded form, which has no place for a photo."""
+    try:
+        if len(body) > _MAX_FORM_BYTES:
+            raise ValueError
+        text = body.decode("ascii")
+        return parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=64)
+    except ValueError:
+        raise UnsupportedBody(
+            f"got {len(body)} bytes of {URLENCODED} that are no form; "
+            "to send a photo as the body add the header Content-Type: image/jpeg, or use a form: curl -F image=@cat.jpg"
+        ) from None
+
+
+def _check(kind: type[Fields], given: Iterable[tuple[str, str]]) -> Fields:
+    """Fields of `kind`, each given at most once and none unknown."""
+    values: dict[str, str] = {}
+    for name, value in given:
+        if name in values:
+            raise _invalid(name, f"got {_shorten(name)} more than once; send it once")
+        values[name] = value
+    known = ", ".join(["image", *kind.model_fields])
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        errors = []
+        for each in error.errors():
+            name = str(each["loc"][0])
+            if each["type"] == "extra_forbidden":
+                detail = f"got the unknown field {_shorten(name)}, wanted {known}"
+            else:
+                detail = f"got {_shorten(str(each['input']))}; {each['msg']}"
+            errors.append({"pointer": pointer(name), "detail": detail})
+        raise InvalidRequest("; ".join(each["detail"] for each in errors), errors=errors) from error
+
+
+def _invalid(name: str, detail: str) -> InvalidRequest:
+    where = name if name.startswith("#") else pointer(name)
+    return InvalidRequest(detail, errors=[{"pointer": where, "detail": detail}])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,183 @@
+"""Logits -> mask -> what people download: indexed PNG, COCO RLE, overlay, cutout, probability.
+
+The mask comes from `Letterbox.restore_mask`, as in evaluation: what is served is what was measured.
+"""
+
+import io
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.letterbox import Array, Letterbox
+
+COLOURS = (
+    (0, 0, 0),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+"""RGB of class 0, 1, 2...: black ground, then the palette of Okabe and Ito, told apart by colour-blind eyes too."""
+
+_TINT = 0.45
+"""Share of the class colour in an overlay's tinted pixels."""
+
+_PNG_LEVEL = 1
+"""Masks are flat: higher levels of zlib cost four times the time for a few bytes."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One class's pixels in a mask."""
+
+    category_id: int
+    """Class index, the value of these pixels in the PNG."""
+    score: float
+    """Mean probability of the class over its pixels, in [0, 1]."""
+    area: int
+    bbox: tuple[int, int, int, int]
+    """(x, y, width, height) in pixels of the upload."""
+    size: tuple[int, int]
+    """(height, width) of the mask."""
+    counts: list[int]
+    """Run lengths in column-major order, background first."""
+
+
+def encode_png(mask: Array) -> bytes:
+    """Mask [H, W] uint8 -> indexed PNG: pixel value = class, the palette gives it a colour on any viewer."""
+    image = Image.fromarray(mask)
+    image.putpalette(_palette())
+    return _png(image, compress_type=zlib.Z_RLE)
+
+
+def encode_rle(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """Binary mask [H, W] -> uncompressed COCO counts: runs in column-major order, beginning with background.
+
+    The counts sum to H * W; the first is 0 where the top left pixel is foreground.
+    """
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(edges, prepend=0, append=flat.size)
+    return [0, *counts.tolist()] if flat[0] else counts.tolist()
+
+
+def compress_counts(counts: list[int]) -> str:
+    """Uncompressed COCO counts -> the compressed string form of pycocotools.
+
+    From the fourth on, each count is stored as its difference to the one before the last; each number as groups of
+    five bits, lowest first, with a sixth bit that says that more follow, moved into printable characters.
+    """
+    values = np.asarray(counts, dtype=np.int64)
+    values[3:] -= np.asarray(counts[1:-2], dtype=np.int64)
+    groups: list[npt.NDArray[np.int64]] = []
+    is_open = np.ones(values.shape, dtype=bool)
+    used = []
+    while is_open.any():
+        group = values & 0x1F
+        values = values >> 5
+        is_negative = (group & 0x10) != 0
+        more = np.where(is_negative, values != -1, values != 0)
+        groups.append(group | np.where(more, 0x20, 0))
+        used.append(is_open)
+        is_open = is_open & more
+    characters = (np.stack(groups, axis=1) + 48).astype(np.uint8)
+    text: bytes = characters[np.stack(used, axis=1)].tobytes()
+    return text.decode("ascii")
+
+
+def find_segments(mask: Array, logits: Tensor, letterbox: Letterbox) -> list[Segment]:
+    """One segment for each class but the background that has pixels in `mask` [H, W], in class order.
+
+    logits: Tensor [K, S, S], those that `mask` was restored from. Scores are averaged on the model's own grid, before
+    enlarging: the mean is the same but for the border, at a cost that does not grow with the photo.
+    """
+    probabilities = letterbox.crop(logits).float().softmax(dim=0)
+    winners = probabilities.argmax(dim=0)
+    segments = []
+    for category_id in range(1, logits.shape[0]):
+        inside = mask == category_id
+        if not inside.any():
+            continue
+        columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+        x, y = int(columns[0]), int(rows[0])
+        own = probabilities[category_id]
+        cells = own[winners == category_id]
+        # Between grid cells a class may win without winning any cell; its best cell then stands for it.
+        score = cells.mean() if cells.numel() else own.max()
+        segments.append(
+            Segment(
+                category_id=category_id,
+                score=round(float(score), 4),
+                area=int(np.count_nonzero(inside)),
+                bbox=(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1),
+                size=(mask.shape[0], mask.shape[1]),
+                counts=encode_rle(inside),
+            )
+        )
+    return segments
+
+
+def draw_overlay(photo: Image.Image, mask: Array) -> bytes:
+    """RGB photo with the mask's classes tinted and outlined, PNG of the same size.
+
+    mask: [H, W] uint8, of the photo's size.
+    """
+    pixels = np.asarray(photo)
+    colours = np.asarray(_palette(), np.uint8).reshape(-1, 3)[mask]  # [H, W] -> [H, W, 3]
+    is_animal = (mask > 0)[..., None]
+    tinted = np.where(is_animal, (pixels * (1 - _TINT) + colours * _TINT).astype(np.uint8), pixels)
+    line = _outline(mask, width_px=max(1, min(mask.shape) // 200))
+    tinted[line] = colours[line]
+    return _png(Image.fromarray(tinted))
+
+
+def draw_cutout(photo: Image.Image, mask: Array) -> bytes:
+    """The photo's animals on transparent ground: RGBA PNG of the same size; mask: [H, W] uint8."""
+    cutout = photo.copy()
+    cutout.putalpha(Image.fromarray(np.where(mask > 0, np.uint8(255), np.uint8(0))))
+    return _png(cutout)
+
+
+def draw_probability(logits: Tensor, letterbox: Letterbox) -> bytes:
+    """Confidence that a pixel is no background, 0 to 255, as 8-bit grey PNG at the upload's size.
+
+    logits: Tensor [K, S, S]; resized first, then softmax, as the mask's argmax is taken.
+    """
+    strips = [
+        (1 - strip.softmax(dim=0)[0]).mul_(255).round_().to(torch.uint8).cpu().numpy()
+        for strip in letterbox.restore_strips(logits)
+    ]
+    return _png(Image.fromarray(np.concatenate(strips)))
+
+
+def _outline(mask: Array, width_px: int) -> npt.NDArray[np.bool_]:
+    """Pixels of a class that lie within `width_px` of another class: [H, W] bool."""
+    line = np.zeros(mask.shape, dtype=bool)
+    for step in range(1, width_px + 1):
+        differs = mask[step:] != mask[:-step]
+        line[step:] |= differs
+        line[:-step] |= differs
+        differs = mask[:, step:] != mask[:, :-step]
+        line[:, step:] |= differs
+        line[:, :-step] |= differs
+    return line & (mask > 0)
+
+
+def _palette() -> list[int]:
+    """256 RGB triples in a row: `COLOURS`, again from the second on once they are used up."""
+    cycle = [COLOURS[0], *(COLOURS[1 + index % (len(COLOURS) - 1)] for index in range(255))]
+    return [value for colour in cycle for value in colour]
+
+
+def _png(image: Image.Image, compress_type: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=_PNG_LEVEL, compress_type=compress_type)
+    return buffer.getvalue()

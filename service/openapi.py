@@ -1,0 +1,147 @@
+"""The OpenAPI document: what the routes' signatures cannot say about bodies, pictures and problems."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.errors import MEDIA_TYPE, Problem
+from service.schemas import BatchAnswer, BatchFields, BatchProblem, ProblemBody, SegmentAnswer, SegmentFields
+
+Json = dict[str, Any]
+
+_BODIES: tuple[type[BaseModel], ...] = (SegmentAnswer, BatchAnswer, BatchProblem, ProblemBody)
+_BINARY: Json = {"type": "string", "format": "binary"}
+_FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
+
+
+class PetsegApp(FastAPI):
+    """FastAPI with our document."""
+
+    def openapi(self) -> Json:
+        """The document, built once."""
+        if self.openapi_schema is None:
+            document = get_openapi(
+                title=self.title, version=self.version, description=self.description, routes=self.routes
+            )
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for name in _FASTAPI_ONLY:
+                schemas.pop(name, None)
+            pairs: Any = [(body, "serialization") for body in _BODIES]
+            schemas |= models_json_schema(pairs, ref_template="#/components/schemas/{model}")[1]["$defs"]
+            document["components"]["schemas"] = dict(sorted(schemas.items()))
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def problem_responses(*problems: type[Problem]) -> dict[int | str, Json]:
+    """`responses` of a route that may answer with `problems`, by status, and `default` for all others."""
+    content = {MEDIA_TYPE: {"schema": reference(ProblemBody)}}
+    responses: dict[int | str, Json] = {}
+    for problem in problems:
+        said = responses.get(problem.status, {}).get("description")
+        title = f"{problem.title} (`/problems/{problem.slug}`)"
+        responses[problem.status] = {"description": f"{said}; {title}" if said else title, "content": content}
+        if problem.status == 503:
+            seconds = {"description": "seconds to wait", "schema": {"type": "string"}}
+            responses[problem.status]["headers"] = {"Retry-After": seconds}
+    responses["default"] = {"description": "Any other problem", "content": content}
+    return responses
+
+
+def segment_extra() -> Json:
+    """Body and query of POST /segment/{model}."""
+    properties = _properties(SegmentFields)
+    form = {"type": "object", "properties": {"image": _BINARY, **properties}, "additionalProperties": False}
+    fields_alone = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {
+        "parameters": _query(properties),
+        "requestBody": {
+            "description": "The photo: as the form part `image`, or as the whole body. JPEG, PNG, WebP, GIF (first "
+            "frame), BMP or TIFF, told from the content. The other fields stand in the form or in the query.",
+            "content": {
+                "multipart/form-data": {"schema": form},
+                "application/x-www-form-urlencoded": {"schema": fields_alone},
+                "application/octet-stream": {"schema": _BINARY},
+                "image/*": {"schema": _BINARY},
+            },
+        },
+    }
+
+
+def batch_extra() -> Json:
+    """Body and query of POST /segment/{model}/batch."""
+    properties = _properties(BatchFields)
+    images = {"type": "array", "items": _BINARY, "minItems": 1}
+    form = {
+        "type": "object",
+        "properties": {"image": images, **properties},
+        "required": ["image"],
+        "additionalProperties": False,
+    }
+    return {
+        "parameters": _query(properties),
+        "requestBody": {
+            "description": "The photos, each a form part named `image`. Other fields stand in the form or the query.",
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form}},
+        },
+    }
+
+
+def segment_success() -> Json:
+    """200 of POST /segment/{model}."""
+    text = {"schema": {"type": "string"}}
+    return {
+        "description": "The mask: a picture, or segments",
+        "headers": {
+            "X-Image-Id": text | {"description": "may stand in for the image in later requests, as image_id"},
+            "X-Prompt": text | {"description": "the text prompt that was used, percent-encoded UTF-8"},
+            "X-Prompt-Chosen-By": text | {"description": "caller or model"},
+            "Server-Timing": text,
+        },
+        "content": {"image/png": {"schema": _BINARY}, "application/json": {"schema": reference(SegmentAnswer)}},
+    }
+
+
+def batch_success() -> Json:
+    """200 of POST /segment/{model}/batch."""
+    line = {"anyOf": [reference(BatchAnswer), reference(BatchProblem)]}
+    return {
+        "description": "One line, or one file, for each photo, in the order in which they are finished. "
+        "The schema of the NDJSON is that of one line.",
+        "content": {"application/x-ndjson": {"schema": line}, "application/zip": {"schema": _BINARY}},
+    }
+
+
+def reference(body: type[BaseModel]) -> Json:
+    """A reference to `body` in the document's components."""
+    return {"$ref": f"#/components/schemas/{body.__name__}"}
+
+
+def _properties(fields: type[BaseModel]) -> Json:
+    """JSON schema of each optional field: without null, which a form cannot send, and with enumerations in place."""
+    schema = fields.model_json_schema()
+    properties = {}
+    for name, each in schema["properties"].items():
+        kept = {key: value for key, value in each.items() if key not in ("anyOf", "default", "title")}
+        (kind,) = [option for option in each["anyOf"] if option != {"type": "null"}]
+        if "$ref" in kind:
+            kind = {key: schema["$defs"][kind["$ref"].rpartition("/")[2]][key] for key in ("type", "enum")}
+        properties[name] = kind | kept
+    return properties
+
+
+def _query(properties: Json) -> list[Json]:
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.get("description", ""),
+            "schema": {key: value for key, value in schema.items() if key != "description"},
+        }
+        for name, schema in properties.items()
+    ]

@@ -1,0 +1,242 @@
+"""One loaded model: `prepare` a request on any thread, `predict` a batch of prepared ones on the device thread."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from models.base import Features, PromptMismatchError, describe_kind
+from models.checkpoint import Checkpoint
+from models.letterbox import ImageTooLargeError, Letterbox, UnsupportedImageError, decode_image, image_tensor
+from models.prompts import PointPrompt, Prompt, PromptKind, PromptTensors, TextPrompt
+from service.embedding_cache import EmbeddingCache
+from service.errors import (
+    ImageGone,
+    ImageIdNotKept,
+    ImageTooLarge,
+    InvalidRequest,
+    PromptMismatch,
+    UnsupportedImage,
+    pointer,
+)
+
+
+@dataclass(frozen=True)
+class KeptImage:
+    """What the cache holds of one photo: enough for any later click and any output."""
+
+    features: Features
+    """One row, each [1, C_i, H_i, W_i], on the device."""
+    original_size: tuple[int, int]
+    upload: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it keeps alive."""
+        return sum(level.numel() * level.element_size() for level in self.features) + len(self.upload)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One request, ready for the device thread."""
+
+    digest: str
+    """sha256 of the upload, hexadecimal."""
+    upload: bytes
+    letterbox: Letterbox
+    prompt: PromptTensors
+    image: Tensor | None
+    """[3, S, S] float32 in [0, 1]; None where `kept` has the features already."""
+    kept: KeptImage | None
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One request's scores."""
+
+    logits: Tensor
+    """[K, S, S] float32 on the CPU."""
+    chosen_prompt: str | None
+    """The text the model prompted itself with; None where the caller's prompt was used, or none is taken."""
+    encode_s: float
+    """Seconds that the batch's `encode` took; 0 where all features were there."""
+    decode_s: float
+
+
+class Predictor:
+    """A checkpoint on its device.
+
+    cache: features of earlier photos; shared by the models whose encoders have the same digest. One of 0 bytes serves
+    models that need none: the code path is the same.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        cache: EmbeddingCache[KeptImage],
+        *,
+        device: torch.device,
+        precision: str = "fp32",
+        max_pixels: int = 1 << 26,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.cache = cache
+        self.device = device
+        self.max_pixels = max_pixels
+        self._is_bf16 = precision == "bf16"
+        self.model = checkpoint.model.eval().to(device=device).to(memory_format=torch.channels_last)
+        self.encoder_digest = self.model.encoder_digest() or checkpoint.digest
+        self.image_size = self.model.config.image_size
+        self.class_names = self.model.config.class_names
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether an image id may stand in for a photo."""
+        return self.cache.max_bytes > 0
+
+    def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> Prepared:
+        """Decode and letterbox the upload, or take up what the cache holds of it; turn the prompt into tensors.
+
+        image_id: sha256 of an earlier upload, used where `upload` is None. Raises the Problem that fits.
+        """
+        started_at = time.perf_counter()
+        if upload is None and not self.keeps_images:
+            raise ImageIdNotKept(
+                f"got an image_id, but {self.checkpoint.name} keeps no features; send the image itself"
+            )
+        digest = hashlib.sha256(upload).hexdigest() if upload is not None else str(image_id)
+        kept = self.cache.get((self.encoder_digest, digest))
+        image: Tensor | None = None
+        if kept is not None:
+            upload, letterbox = kept.upload, Letterbox(kept.original_size, self.image_size)
+        elif upload is None:
+            raise ImageGone(f"got image_id sha256:{digest}, which is not held (any more); send the image itself again")
+        else:
+            image, letterbox = self._read_image(upload)
+        check_points(prompt, letterbox.original_size)
+        tensors = self._prompt_tensors(prompt, letterbox)
+        return Prepared(digest, upload, letterbox, tensors, image, kept, time.perf_counter() - started_at)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise PromptMismatch for a prompt that the model does not take, whatever the photo."""
+        self._prompt_tensors(prompt, Letterbox((self.image_size, self.image_size), self.image_size))
+
+    def predict(self, batch: list[Prepared]) -> list[Prediction]:
+        """Logits of each prepared request, in order: one `encode` for the distinct new photos, one `decode` for all."""
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
+            started_at = time.perf_counter()
+            features, has_encoded = self._features(batch)
+            encoded_at = time.perf_counter()
+            prompt = self._collate([prepared.prompt for prepared in batch])
+            logits = self.model.decode(features, prompt).float().cpu()
+            chosen = self.model.chosen_prompts(features, prompt)
+            decode_s = time.perf_counter() - encoded_at
+        encode_s = encoded_at - started_at if has_encoded else 0.0
+        return [Prediction(row, text, encode_s, decode_s) for row, text in zip(logits, chosen, strict=True)]
+
+    def warm_up(self) -> None:
+        """One forward pass of a grey square, so that the first caller does not wait for lazy initialisation."""
+        square = Letterbox((self.image_size, self.image_size), self.image_size)
+        prompt = self._prompt_tensors(example_prompt(self.model.prompt_kind, self.image_size), square)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
+            image = torch.full((1, 3, self.image_size, self.image_size), 0.5, device=self.device)
+            self.model.decode(self._encode(image), self._collate([prompt])).cpu()
+
+    def _read_image(self, upload: bytes) -> tuple[Tensor, Letterbox]:
+        try:
+            photo, original_size = decode_image(upload, max_pixels=self.max_pixels, at_least=self.image_size)
+        except ImageTooLargeError as error:
+            raise ImageTooLarge(str(error)) from error
+        except UnsupportedImageError as error:
+            raise UnsupportedImage(str(error)) from error
+        letterbox = Letterbox(original_size, self.image_size)
+        return image_tensor(letterbox.apply_image(photo)), letterbox
+
+    def _prompt_tensors(self, prompt: Prompt, letterbox: Letterbox) -> PromptTensors:
+        try:
+            return self.model.prompt_tensors(prompt, letterbox)
+        except PromptMismatchError as error:
+            name, kind = self.checkpoint.name, describe_kind(self.model.prompt_kind)
+            raise PromptMismatch(f"{error}; send {name} {kind}, or choose another model from /models") from error
+
+    def _features(self, batch: list[Prepared]) -> tuple[Features, bool]:
+        """One row of features per prepared request, and whether `encode` ran."""
+        rows: dict[str, Features] = {}
+        new: dict[str, Prepared] = {}
+        for prepared in batch:
+            # Another batch may have encoded the same photo while this request was queued.
+            kept = prepared.kept or self.cache.get((self.encoder_digest, prepared.digest))
+            if kept is not None:
+                rows[prepared.digest] = kept.features
+            else:
+                new[prepared.digest] = prepared
+        if new:
+            images = torch.stack([prepared.image for prepared in new.values() if prepared.image is not None])
+            features = self._encode(images.to(self.device, non_blocking=True))
+            if len(new) == len(batch):
+                self._keep(new, features)
+                return features, True
+            rows |= self._keep(new, features)
+        chosen = [rows[prepared.digest] for prepared in batch]
+        return tuple(torch.cat(level) for level in zip(*chosen, strict=True)), bool(new)
+
+    def _encode(self, images: Tensor) -> Features:
+        return self.model.encode(images.contiguous(memory_format=torch.channels_last))
+
+    def _keep(self, new: dict[str, Prepared], features: Features) -> dict[str, Features]:
+        """Hand each new photo's features to the cache; returns them by digest."""
+        rows = {digest: tuple(level[row : row + 1] for level in features) for row, digest in enumerate(new)}
+        if self.keeps_images:
+            for digest, prepared in new.items():
+                own = tuple(level.clone() for level in rows[digest])
+                kept = KeptImage(own, prepared.letterbox.original_size, prepared.upload)
+                self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
+        return rows
+
+    def _collate(self, prompts: list[PromptTensors]) -> PromptTensors:
+        batched: dict[str, Any] = default_collate(prompts)
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batched.items()}
+
+
+def check_points(prompt: Prompt, original_size: tuple[int, int]) -> None:
+    """Raise InvalidRequest for clicks outside the photo of `original_size` (height, width)."""
+    if not isinstance(prompt, PointPrompt):
+        return
+    height, width = original_size
+    errors = [
+        {
+            "pointer": pointer("points", index),
+            "detail": f"got ({x:g}, {y:g}), wanted 0 <= x < {width}, 0 <= y < {height}",
+        }
+        for index, (x, y) in enumerate(prompt.points)
+        if not (0 <= x < width and 0 <= y < height)
+    ]
+    if errors:
+        raise InvalidRequest(
+            f"got a click outside the image, wanted pixels of the upright {width} x {height} image; "
+            "x runs to the right and y down from the top left corner",
+            errors=errors,
+        )
+
+
+def example_prompt(kind: PromptKind, image_size: int) -> Prompt:
+    """Some prompt of `kind` for a square of side `image_size`."""
+    examples: dict[PromptKind, Prompt] = {
+        PromptKind.NONE: None,
+        PromptKind.TEXT: TextPrompt("a photo of a pet"),
+        PromptKind.POINTS: PointPrompt(((image_size / 2, image_size / 2),), (1,)),
+    }
+    return examples[kind]
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one; `cuda` without a GPU is a ValueError."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ValueError("device: got cuda, but torch sees no GPU here; set it to auto or cpu")
+    return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")

@@ -1,0 +1,276 @@
+"""The endpoints: parse, call, render; no logic."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from models.prompts import TextPrompt
+from service import errors, openapi, rendering
+from service.batches import Finished, entry_names, segment_all, zip_archive
+from service.forms import read_batch, read_prompt, read_segment
+from service.pipeline import Photo, Pipeline, Segmented, Service, not_ready
+from service.rendering import Drawing, drawer
+from service.schemas import (
+    BatchAnswer,
+    BatchOutput,
+    BatchProblem,
+    Health,
+    ModelDetails,
+    ModelList,
+    ModelSummary,
+    Output,
+    ProblemBody,
+    PromptTaken,
+    Rle,
+    SegmentAnswer,
+)
+
+T = TypeVar("T")
+
+router = APIRouter()
+
+
+async def get_service(request: Request) -> Service:
+    """What create_app wired."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+
+
+async def get_pipeline(model: str, service: ServiceDep) -> Pipeline:
+    """The pipeline of the model in the path."""
+    if model not in service.pipelines:
+        known = ", ".join(service.pipelines) or "none is loaded"
+        raise errors.UnknownModel(f"got model {model[:60]!r}, wanted one of: {known}")
+    return service.pipelines[model]
+
+
+PipelineDep = Annotated[Pipeline, Depends(get_pipeline)]
+
+
+async def get_open_pipeline(pipeline: PipelineDep, service: ServiceDep) -> Pipeline:
+    """The same, while the server takes new work."""
+    if service.is_draining:
+        raise not_ready()
+    return pipeline
+
+
+OpenPipelineDep = Annotated[Pipeline, Depends(get_open_pipeline)]
+
+_SEGMENT_PROBLEMS = openapi.problem_responses(
+    errors.UnknownModel,
+    errors.ImageGone,
+    errors.BodyTooLarge,
+    errors.ImageTooLarge,
+    errors.UnsupportedBody,
+    errors.UnsupportedImage,
+    errors.InvalidRequest,
+    errors.PromptMismatch,
+    errors.ImageIdNotKept,
+    errors.InternalError,
+    errors.Overloaded,
+    errors.NotReady,
+    errors.DeadlineExceeded,
+)
+_BATCH_PROBLEMS = openapi.problem_responses(
+    errors.UnknownModel,
+    errors.BodyTooLarge,
+    errors.UnsupportedBody,
+    errors.InvalidRequest,
+    errors.PromptMismatch,
+    errors.InternalError,
+    errors.NotReady,
+)
+
+
+@router.post(
+    "/segment/{model}",
+    response_class=Response,
+    responses={200: openapi.segment_success(), **_SEGMENT_PROBLEMS},
+    openapi_extra=openapi.segment_extra(),
+    tags=["segment"],
+)
+async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceDep) -> Response:
+    """Cut the animals out of one photo."""
+    upload, fields = await read_segment(request, service.settings.max_body_bytes)
+    prompt = read_prompt(fields)
+    output = choose_output(request, fields.output, fields.rle)
+    image_id = fields.image_id.removeprefix("sha256:") if fields.image_id else None
+    photo = Photo(upload.data if upload else None, image_id, prompt)
+    draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline.predictor)
+    segmented = await unless_gone(request, pipeline.segment(photo, draw))
+    answer = describe_answer(pipeline, photo, segmented)
+    headers = rendering.answer_headers(answer.image, answer.prompt, answer.timing_ms)
+    if output is Output.RLE:
+        return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
+    return Response(segmented.drawn.picture, headers=headers, media_type=rendering.PNG)
+
+
+@router.post(
+    "/segment/{model}/batch",
+    response_class=Response,
+    responses={200: openapi.batch_success(), **_BATCH_PROBLEMS},
+    openapi_extra=openapi.batch_extra(),
+    tags=["segment"],
+)
+async def segment_batch(request: Request, pipeline: OpenPipelineDep, service: ServiceDep) -> Response:
+    """Cut the animals out of many photos; one that cannot be read is one problem among the answers."""
+    settings = service.settings
+    uploads, fields = await read_batch(request, settings.max_batch_body_bytes, settings.max_batch_images)
+    prompt = TextPrompt(fields.text) if fields.text else None
+    pipeline.predictor.check_prompt(prompt)
+    output = fields.output or (BatchOutput.ZIP if wants(request, "application/zip") else BatchOutput.NDJSON)
+    form = Output.PNG if output is BatchOutput.ZIP else Output.RLE
+    draw = drawer(form, fields.rle or Rle.COMPRESSED, pipeline.predictor)
+
+    def segment_one(data: bytes) -> Coroutine[Any, Any, Segmented[Drawing]]:
+        return pipeline.segment(Photo(data, None, prompt), draw)
+
+    finished = segment_all(uploads, segment_one, max_at_once=2 * settings.max_batch_size * settings.streams)
+
+    def problem_body(problem: errors.Problem) -> ProblemBody:
+        return ProblemBody.model_validate(problem.body(request.url.path, request.state.request_id))
+
+    async def lines() -> AsyncIterator[str]:
+        async with aclosing(finished):
+            async for each in finished:
+                yield line_of(each) + "\n"
+
+    def line_of(each: Finished) -> str:
+        place = {"index": each.index, "filename": each.filename}
+        if isinstance(each.outcome, errors.Problem):
+            return BatchProblem(**place, problem=problem_body(each.outcome)).model_dump_json(exclude_none=True)
+        answer = describe_answer(pipeline, Photo(None, None, prompt), each.outcome)
+        return BatchAnswer(**place, **dict(answer)).model_dump_json()
+
+    async def entries() -> AsyncIterator[tuple[str, bytes]]:
+        names = entry_names(uploads)
+        async with aclosing(finished):
+            async for each in finished:
+                yield zip_entry(names[each.index], each)
+
+    def zip_entry(name: str, each: Finished) -> tuple[str, bytes]:
+        if isinstance(each.outcome, errors.Problem):
+            return f"{name}.problem.json", problem_body(each.outcome).model_dump_json(exclude_none=True).encode()
+        return f"{name}.png", each.outcome.drawn.picture
+
+    if output is BatchOutput.ZIP:
+        return StreamingResponse(zip_archive(entries()), media_type="application/zip")
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+@router.get("/models", tags=["models"], responses=openapi.problem_responses())
+async def list_models(service: ServiceDep) -> ModelList:
+    """All loaded models."""
+    return ModelList(models=[describe_model(pipeline) for pipeline in service.pipelines.values()])
+
+
+@router.get("/models/{model}", tags=["models"], responses=openapi.problem_responses(errors.UnknownModel))
+async def get_model(pipeline: PipelineDep) -> ModelDetails:
+    """One model with its card: configuration, measured figures, training data."""
+    card = pipeline.predictor.checkpoint.card.model_dump(mode="json")
+    return ModelDetails(**dict(describe_model(pipeline)), card=card)
+
+
+@router.get("/healthz", tags=["operation"], responses=openapi.problem_responses())
+async def check_health() -> Health:
+    """Whether the process answers."""
+    return Health()
+
+
+@router.get("/readyz", tags=["operation"], responses=openapi.problem_responses(errors.NotReady))
+async def check_readiness(service: ServiceDep) -> Health:
+    """Whether all models are loaded and warm, and new work is taken."""
+    if not service.is_ready:
+        raise not_ready()
+    return Health()
+
+
+@router.get(
+    "/problems/{slug}",
+    tags=["operation"],
+    response_class=PlainTextResponse,
+    responses=openapi.problem_responses(errors.NotFound),
+)
+async def explain_problem(slug: str) -> PlainTextResponse:
+    """What a problem type means and what to do about it."""
+    if slug not in errors.PROBLEMS:
+        known = ", ".join(errors.PROBLEMS)
+        raise errors.NotFound(f"got the problem type {slug[:60]!r}, wanted one of: {known}")
+    problem = errors.PROBLEMS[slug]
+    return PlainTextResponse(f"{problem.title} (HTTP {problem.status})\n\n{problem.about}\n")
+
+
+def describe_answer(pipeline: Pipeline, photo: Photo, segmented: Segmented[Drawing]) -> SegmentAnswer:
+    """A finished photo as its public body."""
+    return SegmentAnswer(
+        model=pipeline.name,
+        checkpoint=checkpoint_id(pipeline),
+        image=rendering.describe_image(segmented.prepared),
+        prompt=rendering.describe_prompt(photo.prompt, segmented.prediction.chosen_prompt),
+        segments=list(segmented.drawn.segments),
+        timing_ms=segmented.timing_ms,
+    )
+
+
+def describe_model(pipeline: Pipeline) -> ModelSummary:
+    """A model as one entry of the list."""
+    predictor = pipeline.predictor
+    card = predictor.checkpoint.card
+    return ModelSummary(
+        name=pipeline.name,
+        architecture=card.architecture,
+        summary=card.summary,
+        prompt=PromptTaken(kind=predictor.model.prompt_kind.value, is_required=predictor.model.prompt_required),
+        class_names=list(predictor.class_names),
+        image_size=predictor.image_size,
+        checkpoint=checkpoint_id(pipeline),
+        keeps_images=predictor.keeps_images,
+        url=f"/segment/{pipeline.name}",
+    )
+
+
+def checkpoint_id(pipeline: Pipeline) -> str:
+    """The checkpoint's digest as the API names it."""
+    return f"sha256:{pipeline.predictor.checkpoint.digest}"
+
+
+def choose_output(request: Request, output: Output | None, rle: Rle | None) -> Output:
+    """The wanted output, else the one that the Accept header asks for; png without either."""
+    if rle is not None and output not in (None, Output.RLE):
+        detail = f"got rle={rle} with output={output}, wanted output=rle; leave one of them out"
+        raise errors.InvalidRequest(detail, errors=[{"pointer": errors.pointer("rle"), "detail": detail}])
+    if output is None:
+        return Output.RLE if rle is not None or wants(request, "application/json") else Output.PNG
+    return output
+
+
+def wants(request: Request, media_type: str) -> bool:
+    """Whether the Accept header names `media_type` itself, and no picture before it."""
+    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
+    pictures = [accepted.index(part) for part in accepted if part.startswith("image/")]
+    return media_type in accepted and all(accepted.index(media_type) < place for place in pictures)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives; once the client hangs up it is cancelled and ClientDisconnect raised.
+
+    The body must have been read: what comes next can only be the end of the connection.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        gone.cancel()
+        task.cancel()

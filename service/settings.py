@@ -1,0 +1,84 @@
+"""What an operator may set, read once from PETSEG_* environment variables by `create_app` and the command line."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.checkpoint import CHECKPOINT_FOLDER
+
+PREFIX = "PETSEG_"
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or out of range; names the variable, got and wanted in one line."""
+
+
+class Settings(BaseSettings):
+    """The service's settings; `PETSEG_PORT=9000` sets `port`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    checkpoints: Path = CHECKPOINT_FOLDER
+    """Folder whose *.safetensors are served, each under its file name."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is the GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` runs the networks under autocast; faster, masks differ in few border pixels."""
+    torch_threads: int = Field(0, ge=0)
+    """Threads of one forward pass on the CPU; 0 leaves the choice to torch."""
+    streams: int = Field(1, ge=1, le=64)
+    """Batches of one model that may run side by side."""
+    image_threads: int = Field(0, ge=0, le=256)
+    """Threads that decode photos and draw answers; 0 is one per CPU."""
+
+    max_batch_size: int = Field(8, ge=1, le=1024)
+    max_wait_s: float = Field(0.0, ge=0, le=10)
+    """How long an idle device waits for a batch to fill; 0 never waits."""
+    queue_size: int = Field(128, ge=1)
+    """Requests one model holds, from decoding to drawing; more are refused with 503."""
+    deadline_s: float = Field(30.0, gt=0)
+    """Seconds from a request's last byte to its answer; later is 504."""
+    drain_s: float = Field(20.0, ge=0)
+    """Seconds that accepted requests get to finish when the server stops."""
+
+    max_body_bytes: int = Field(32 << 20, ge=1)
+    """Body of one /segment/{model} request."""
+    max_batch_body_bytes: int = Field(256 << 20, ge=1)
+    """Body of one /segment/{model}/batch request."""
+    max_batch_images: int = Field(256, ge=1)
+    max_pixels: int = Field(1 << 26, ge=1)
+    """Pixels of one photo, judged from its header before decoding."""
+    cache_bytes: int = Field(256 << 20, ge=0)
+    """Memory for the features of photos that may be clicked again; 0 keeps none."""
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, `overrides` (where not None) on top. Raises SettingsError."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if unknown := unknown_variables(os.environ):
+        known = ", ".join(variable(name) for name in Settings.model_fields)
+        raise SettingsError(f"got the unknown setting {unknown[0]}, wanted one of {known}; correct or unset it")
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = variable(str(first["loc"][0])) if first["loc"] else "settings"
+        raise SettingsError(f"{name}: got {first['input']!r}; {first['msg']}") from error
+
+
+def variable(name: str) -> str:
+    """Name of the environment variable that sets the field `name`."""
+    return PREFIX + name.upper()
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """PETSEG_* variables that set nothing, sorted."""
+    known = {variable(name) for name in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
