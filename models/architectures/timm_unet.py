@@ -16,6 +16,8 @@ class TimmUNetConfig(ArchitectureConfig):
     """Defaults: EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation) at 224 pixels."""
 
     image_size: int = 224
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     encoder: str = "tf_efficientnet_lite0"
     """Name of a timm model that offers `features_only`."""
     decoder_widths: tuple[int, ...] = (160, 80, 40, 24)

@@ -1,0 +1,123 @@
+"""What a run must keep to go on after a kill, and the averaged weights that it judges. Used by train.py."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from models.base import SegmentationModel
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    stage: int = 0
+    epoch: int = 0
+    """Whole epochs of this stage that are done."""
+    best_score: float = -math.inf
+    best_epoch: int = 0
+
+
+class WeightAverage:
+    """Exponential moving average of a model's own floating-point weights and statistics (Polyak & Juditsky 1992).
+
+    With decay None it holds nothing and `applied` changes nothing. The first steps average over what there is.
+    """
+
+    def __init__(self, model: SegmentationModel, decay: float | None) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.weights: Weights = {} if decay is None else own_weights(model)
+
+    @torch.no_grad()
+    def update(self, model: SegmentationModel) -> None:
+        """Take in the weights after one optimiser step."""
+        if self.decay is None:
+            return
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        current = model.state_dict()
+        for name, average in self.weights.items():
+            if average.is_floating_point():
+                average.lerp_(current[name].to(average), 1 - decay)
+            else:
+                average.copy_(current[name])
+
+    @contextmanager
+    def applied(self, model: SegmentationModel) -> Iterator[None]:
+        """Within this block the model carries the averaged weights."""
+        if self.decay is None:
+            yield
+            return
+        trained = own_weights(model)
+        model.load_state_dict(self.weights, strict=False)
+        yield
+        model.load_state_dict(trained, strict=False)
+
+
+def own_weights(model: SegmentationModel) -> Weights:
+    """Copies of all tensors but the frozen backbone's."""
+    return {k: v.detach().clone() for k, v in model.state_dict().items() if k.split(".")[0] not in model.frozen}
+
+
+class RunState:
+    """The state file of one run: written after each epoch, read when the run starts again."""
+
+    def __init__(self, path: Path, config_json: str) -> None:
+        self.path = path
+        self.config_json = config_json
+        self.progress = Progress()
+        self.best: Weights = {}
+        self._resumed: dict[str, Any] = {}
+
+    def restore(self, model: SegmentationModel) -> None:
+        """Take up an earlier run where there is one; ValueError if it had another config."""
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["config"] != self.config_json:
+            raise ValueError(f"{self.path} is of a run with another config; choose another --out, or delete it")
+        self.progress = Progress(**state["progress"])
+        self.best = state["best"]
+        self._resumed = state
+        model.load_state_dict(state["model"], strict=False)
+
+    def restore_stage(self, optimizer: torch.optim.Optimizer, average: WeightAverage) -> None:
+        """Optimiser and average of a stage that was cut off; nothing at the start of a stage."""
+        if self.progress.epoch and self._resumed:
+            optimizer.load_state_dict(self._resumed["optimizer"])
+            average.steps, average.weights = self._resumed["average_steps"], self._resumed["average"]
+        self._resumed = {}
+
+    def save(
+        self,
+        fabric: Fabric,
+        model: SegmentationModel,
+        optimizer: torch.optim.Optimizer | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
+        """Write the file anew, whole or not at all; collective over all processes."""
+        content = {
+            "config": self.config_json,
+            "progress": asdict(self.progress),
+            "model": own_weights(model),
+            "best": self.best,
+            "optimizer": optimizer.state_dict() if optimizer else {},
+            "average": average.weights if average else {},
+            "average_steps": average.steps if average else 0,
+        }
+        if fabric.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self.path.with_suffix(".partial")
+            torch.save(content, unfinished)
+            unfinished.replace(self.path)
+        fabric.barrier()
