@@ -130,19 +130,18 @@ def draw_overlay(photo: Image.Image, mask: Array) -> bytes:
 
     mask: [H, W] uint8, of the photo's size.
     """
-    pixels = np.asarray(photo)
-    colours = np.asarray(_palette(), np.uint8).reshape(-1, 3)[mask]  # [H, W] -> [H, W, 3]
-    is_animal = (mask > 0)[..., None]
-    tinted = np.where(is_animal, (pixels * (1 - _TINT) + colours * _TINT).astype(np.uint8), pixels)
+    colours = Image.fromarray(mask)
+    colours.putpalette(_palette())
+    colours = colours.convert("RGB")
+    tinted = Image.composite(Image.blend(photo, colours, _TINT), photo, _stencil(mask > 0))
     line = _outline(mask, width_px=max(1, min(mask.shape) // 200))
-    tinted[line] = colours[line]
-    return _png(Image.fromarray(tinted))
+    return _png(Image.composite(colours, tinted, _stencil(line)))
 
 
 def draw_cutout(photo: Image.Image, mask: Array) -> bytes:
     """The photo's animals on transparent ground: RGBA PNG of the same size; mask: [H, W] uint8."""
     cutout = photo.copy()
-    cutout.putalpha(Image.fromarray(np.where(mask > 0, np.uint8(255), np.uint8(0))))
+    cutout.putalpha(_stencil(mask > 0))
     return _png(cutout)
 
 
@@ -169,6 +168,11 @@ def _outline(mask: Array, width_px: int) -> npt.NDArray[np.bool_]:
         line[:, step:] |= differs
         line[:, :-step] |= differs
     return line & (mask > 0)
+
+
+def _stencil(is_inside: npt.NDArray[np.bool_]) -> Image.Image:
+    """[H, W] bool -> grey image, 255 inside."""
+    return Image.fromarray(is_inside.astype(np.uint8) * np.uint8(255))
 
 
 def _palette() -> list[int]:
