@@ -7,9 +7,12 @@ fly, by `preparation.py` for the offline expansion.
 
 import math
 from collections.abc import Callable
+from io import BytesIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -219,8 +222,12 @@ class Augmentation:
     def _compress(self, image: Tensor, generator: Generator) -> Tensor:
         low, high = self.config.jpeg_quality
         quality = int(torch.randint(low, high + 1, (), generator=generator))
-        compressed: Tensor = TF.jpeg(image.mul(255.0).round_().to(torch.uint8), quality)
-        return compressed.float().div_(255.0)
+        # Pillow's codec: torchvision's goes through torch.jit, which is being retired.
+        buffer = BytesIO()
+        pixels = image.mul(255.0).round_().to(torch.uint8).permute(1, 2, 0)  # [3, S, S] -> [S, S, 3]
+        Image.fromarray(pixels.numpy()).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as compressed:
+            return torch.from_numpy(np.array(compressed)).permute(2, 0, 1).float().div_(255.0)
 
     def _erase(self, image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         side = image.shape[-1]

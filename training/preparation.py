@@ -224,11 +224,17 @@ def assign_splits(
 
 
 def _split_at(position: int, validation_fraction: float, test_fraction: float) -> Split:
-    """Evenly spread: any run of n photos holds n * fraction of each split, to within one."""
-    if math.floor((position + 1) * validation_fraction) > math.floor(position * validation_fraction):
+    """Evenly spread: any run of n photos holds n * fraction of each split, to within two."""
+    if _steps(position, validation_fraction):
         return "validation"
-    held_out = validation_fraction + test_fraction
-    return "test" if math.floor((position + 1) * held_out) > math.floor(position * held_out) else "train"
+    # The test part is spread over what validation leaves, so that the two never want the same photo.
+    left_before = position - math.floor(position * validation_fraction)
+    return "test" if _steps(left_before, test_fraction / (1 - validation_fraction)) else "train"
+
+
+def _steps(position: int, fraction: float) -> bool:
+    """Whether the count of every 1/fraction-th position rises at this one."""
+    return math.floor((position + 1) * fraction) > math.floor(position * fraction)
 
 
 class _Worker:
