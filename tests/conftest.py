@@ -1,9 +1,20 @@
-"""Data sets that several tests read, made once for each test run."""
+"""What several tests need: drawn data sets, a tiny real checkpoint, and the app with small models."""
 
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
+import torch
+from fastapi import FastAPI
+from httpx import ASGITransport
 
+from models.architectures import get_architecture
+from models.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
+from service.app import create_app
+from service.settings import Settings
+from tests.fakes import BrokenModel, ClickModel, ColourModel, StuckModel, TextModel, fake_checkpoint
 from training.preparation import prepare
 from training.synthetic import generate
 
@@ -20,3 +31,67 @@ def prepared_pets(raw_pets: Path) -> Path:
     folder = raw_pets.parent / "prepared"
     prepare(raw_pets, folder, 48, validation_fraction=0.25)
     return folder
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("PETSEG_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with unet.safetensors: random weights whose masks hold all three classes."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    architecture = get_architecture("unet")
+    config = architecture.Config.model_validate({"image_size": 32, "widths": [4, 8, 16]})
+    torch.manual_seed(3)
+    model = architecture(config)
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # type: ignore[union-attr, operator]
+    card = ModelCard(architecture="unet", config=config.model_dump(mode="json"), summary="A tiny UNet.")
+    save_checkpoint(folder / "unet.safetensors", model, card)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unet(checkpoint_folder: Path) -> Checkpoint:
+    return load_checkpoint(checkpoint_folder / "unet.safetensors")
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Settings of the app under test; a module may override the fixture."""
+    return Settings(image_threads=2)
+
+
+@pytest.fixture
+def checkpoints(unet: Checkpoint) -> list[Checkpoint]:
+    fakes = [
+        fake_checkpoint(ColourModel, "colour"),
+        fake_checkpoint(ClickModel, "click"),
+        fake_checkpoint(TextModel, "text"),
+        fake_checkpoint(BrokenModel, "broken"),
+        fake_checkpoint(StuckModel, "stuck"),
+    ]
+    return [unet, *fakes]
+
+
+@pytest.fixture
+def app(settings: Settings, checkpoints: list[Checkpoint]) -> FastAPI:
+    return create_app(settings, checkpoints)
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the running app."""
+    async with app.router.lifespan_context(app):
+        transport = ASGITransport(app=app, raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client

@@ -1,0 +1,268 @@
+"""Each caller gets its own answer, whatever arrives, leaves or fails beside it."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batcher import Batcher, BatcherClosedError, DeadlineExceededError, QueueFullError
+
+pytestmark = pytest.mark.anyio
+
+
+class Gate:
+    """A `run` that doubles its items, records the batches and can be held shut."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.is_open = threading.Event()
+        self.is_open.set()
+        self.has_begun = threading.Event()
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.has_begun.set()
+        assert self.is_open.wait(timeout=20)
+        self.batches.append(items)
+        if any(item < 0 for item in items):
+            raise ValueError(f"negative among {items}")
+        return [2 * item for item in items]
+
+
+def make(gate: Gate, **options: float) -> Batcher[int, int]:
+    chosen = {"max_batch_size": 4, "queue_size": 100} | options
+    return Batcher(gate, **chosen)  # type: ignore[arg-type]
+
+
+async def hold(gate: Gate, batcher: Batcher[int, int]) -> "asyncio.Task[object]":
+    """Occupy the worker with the item 0 until the gate opens."""
+    gate.is_open.clear()
+    gate.has_begun.clear()
+    task: asyncio.Task[object] = asyncio.ensure_future(batcher.submit(0))
+    assert await asyncio.to_thread(gate.has_begun.wait, 10)
+    return task
+
+
+async def test_what_is_queued_goes_next_in_order_up_to_the_batch_size() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    first = await hold(gate, batcher)
+    later = [asyncio.ensure_future(batcher.submit(item)) for item in range(1, 7)]
+    await asyncio.sleep(0)
+    gate.is_open.set()
+    answers = await asyncio.gather(*later)
+    await first
+    await batcher.close()
+    assert [answer.result for answer in answers] == [2, 4, 6, 8, 10, 12]
+    assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert [answer.batch_size for answer in answers] == [4, 4, 4, 4, 2, 2]
+    assert all(answer.queue_s >= 0 and answer.run_s >= 0 for answer in answers)
+
+
+async def test_an_idle_worker_does_not_wait_for_more_unless_told_to() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    assert (await batcher.submit(3)).batch_size == 1
+    await batcher.close()
+
+    patient = make(gate, max_wait_s=5.0, max_batch_size=3)
+    answers = await asyncio.gather(*(patient.submit(item) for item in (1, 2, 3)))
+    await patient.close()
+    assert [answer.batch_size for answer in answers] == [3, 3, 3]
+
+
+async def test_max_wait_ends_with_a_batch_that_is_not_full() -> None:
+    batcher = make(Gate(), max_wait_s=0.05, max_batch_size=100)
+    answer = await asyncio.wait_for(batcher.submit(3), 5)
+    await batcher.close()
+    assert (answer.result, answer.batch_size) == (6, 1)
+    assert answer.queue_s >= 0.05
+
+
+async def test_a_bad_item_fails_alone_and_the_loop_lives_on() -> None:
+    gate = Gate()
+    batcher = make(gate, max_batch_size=8)
+    first = await hold(gate, batcher)
+    tasks = [asyncio.ensure_future(batcher.submit(item)) for item in (1, 2, -3, 4, 5)]
+    await asyncio.sleep(0)
+    gate.is_open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    await first
+    assert [getattr(answer, "result", None) for answer in answers] == [2, 4, None, 8, 10]
+    assert isinstance(answers[2], ValueError)
+    assert str(answers[2]) == "negative among [-3]"
+    assert (await batcher.submit(7)).result == 14
+    await batcher.close()
+
+
+@pytest.mark.parametrize("raised", [StopIteration("no"), SystemExit(3), KeyboardInterrupt()])
+async def test_whatever_run_raises_reaches_the_caller(raised: BaseException) -> None:
+    is_first = True
+
+    def run(items: list[int]) -> list[int]:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            raise raised
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, max_batch_size=2, queue_size=2)
+    with pytest.raises(RuntimeError, match=type(raised).__name__):
+        await batcher.submit(1)
+    assert (await batcher.submit(2)).result == 2
+    await batcher.close()
+
+
+async def test_a_run_with_too_few_results_fails_every_caller() -> None:
+    batcher: Batcher[int, int] = Batcher(lambda items: items[1:], max_batch_size=2, queue_size=2)
+    with pytest.raises(RuntimeError, match="got 0 results for 1 items"):
+        await batcher.submit(1)
+    await batcher.close()
+
+
+async def test_an_items_own_timeout_is_not_taken_for_the_deadline() -> None:
+    def run(items: list[int]) -> Sequence[int]:
+        raise TimeoutError("the item's own")
+
+    batcher: Batcher[int, int] = Batcher(run, max_batch_size=2, queue_size=2)
+    with pytest.raises(TimeoutError, match="the item's own") as caught:
+        await batcher.submit(1, time.monotonic() + 10)
+    assert not isinstance(caught.value, DeadlineExceededError)
+    await batcher.close()
+
+
+async def test_callers_that_left_are_never_run() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    first = await hold(gate, batcher)
+    gone, stays = (asyncio.ensure_future(batcher.submit(item)) for item in (1, 2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert len(batcher) == 1
+    gate.is_open.set()
+    assert (await stays).result == 4
+    await first
+    await batcher.close()
+    assert gate.batches == [[0], [2]]
+
+
+async def test_a_deadline_ends_the_wait_in_the_queue_and_in_the_run() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    gate.is_open.clear()
+    running = asyncio.ensure_future(batcher.submit(0, time.monotonic() + 0.05))
+    assert await asyncio.to_thread(gate.has_begun.wait, 10)
+    with pytest.raises(DeadlineExceededError):
+        await batcher.submit(1, time.monotonic() + 0.02)
+    with pytest.raises(DeadlineExceededError):
+        await running
+    gate.is_open.set()
+    assert (await batcher.submit(2)).result == 4
+    await batcher.close()
+    assert [1] not in gate.batches
+
+
+async def test_one_more_than_the_queue_holds_is_refused_at_once() -> None:
+    gate = Gate()
+    batcher = make(gate, queue_size=2)
+    first = await hold(gate, batcher)
+    waiting = [asyncio.ensure_future(batcher.submit(item)) for item in (1, 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError) as caught:
+        await batcher.submit(3)
+    assert caught.value.retry_after_s >= 1
+    gate.is_open.set()
+    assert [(await task).result for task in waiting] == [2, 4]
+    await first
+    await batcher.close()
+
+
+async def test_close_finishes_what_is_queued_and_takes_no_more() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    first = await hold(gate, batcher)
+    queued = asyncio.ensure_future(batcher.submit(1))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(BatcherClosedError):
+        await batcher.submit(2)
+    gate.is_open.set()
+    await closing
+    await first
+    assert (await queued).result == 2
+
+
+async def test_close_fails_what_does_not_finish_in_time() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    first = await hold(gate, batcher)
+    queued = asyncio.ensure_future(batcher.submit(1))
+    await asyncio.sleep(0)
+    await batcher.close(drain_s=0.01)
+    with pytest.raises(BatcherClosedError):
+        await queued
+    gate.is_open.set()
+    await first
+
+
+async def test_streams_run_side_by_side() -> None:
+    together = threading.Barrier(2)
+
+    def run(items: list[int]) -> list[int]:
+        together.wait(timeout=10)
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, max_batch_size=1, queue_size=4, streams=2)
+    answers = await asyncio.gather(batcher.submit(1), batcher.submit(2))
+    await batcher.close()
+    assert [answer.result for answer in answers] == [1, 2]
+
+
+CALLS = st.lists(
+    st.tuples(
+        st.integers(-3, 20),  # the item; negative ones fail
+        st.integers(0, 3),  # turns of the event loop before it is submitted
+        st.none() | st.integers(0, 3),  # turns until its caller leaves
+    ),
+    max_size=25,
+)
+
+
+@given(CALLS, st.integers(1, 6), st.integers(1, 2))
+@settings(max_examples=60, deadline=None)
+def test_each_caller_gets_its_own_answer(
+    calls: list[tuple[int, int, int | None]], max_batch_size: int, streams: int
+) -> None:
+    async def call(batcher: Batcher[int, int], item: int, delay: int, patience: int | None) -> object:
+        for _ in range(delay):
+            await asyncio.sleep(0)
+        task = asyncio.ensure_future(batcher.submit(item))
+        if patience is not None:
+            for _ in range(patience):
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait([task])
+        if task.cancelled():
+            return "left"
+        return task.exception() or task.result().result
+
+    async def run() -> list[object]:
+        batcher = make(Gate(), max_batch_size=max_batch_size, streams=streams)
+        answers = await asyncio.gather(*(call(batcher, *each) for each in calls))
+        assert len(batcher) == 0
+        await batcher.close()
+        return answers
+
+    for (item, _, patience), answer in zip(calls, asyncio.run(run()), strict=True):
+        if answer == "left":
+            assert patience is not None
+        elif item < 0:
+            assert isinstance(answer, ValueError)
+            assert str(answer) == f"negative among [{item}]"
+        else:
+            assert answer == 2 * item
