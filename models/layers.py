@@ -64,6 +64,11 @@ class ChannelAttention(nn.Module):
 
 def resize_to(features: Tensor, like: Tensor) -> Tensor:
     """Bilinear resize of [B, C, h, w] to the height and width of `like`."""
-    if features.shape[-2:] == like.shape[-2:]:
+    return resize(features, like.shape[-2], like.shape[-1])
+
+
+def resize(features: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resize of [B, C, h, w] to [B, C, height, width]."""
+    if features.shape[-2:] == (height, width):
         return features
-    return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(features, (height, width), mode="bilinear", align_corners=False)

@@ -1,0 +1,60 @@
+"""Click-prompted masks on the same frozen CLIP grid (study, prompt): the clicked animal against the rest."""
+
+import torch
+from torch import Tensor, nn
+
+from models.base import Features
+from models.frozen_clip import FrozenClip, FrozenClipConfig, cosine_map
+from models.prompts import PromptKind, PromptTensors
+
+
+class PromptConfig(FrozenClipConfig):
+    """Defaults are the study's."""
+
+    class_names: tuple[str, ...] = ("background", "object")
+    sigma_px: float = 10.0
+    """Standard deviation of a click's Gaussian in pixels of the model's square."""
+
+
+class PromptModel(FrozenClip):
+    """Clicks as a Gaussian heatmap, encoded onto the grid; any number of clicks, positive and negative."""
+
+    Config = PromptConfig
+    prompt_kind = PromptKind.POINTS
+    prompt_required = True
+    config: PromptConfig
+
+    def __init__(self, config: PromptConfig) -> None:
+        super().__init__(config, guide_channels=3, attention=False)
+        channels, side, _ = self.backbone.feature_shapes(config.image_size)[0]
+        stride = config.image_size // side
+        self.pointer_encoder = nn.Sequential(
+            nn.Conv2d(1, channels, stride, stride=stride, bias=False),  # [B, 1, S, S] -> [B, D, h, w]
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+        grid = features[2]
+        positive, negative = self._heatmaps(prompt, grid.dtype)
+        condition = self.pointer_encoder(positive - negative)
+        # Where the finest backbone map looks like the clicked spot: tells one animal from another beside it.
+        source = features[3] if len(features) > 3 else grid
+        weights = nn.functional.adaptive_avg_pool2d(positive, source.shape[-2:])
+        clicked = (source * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-6)  # [B, C]
+        similarity = nn.functional.interpolate(
+            cosine_map(source, clicked), positive.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return self.segment(features, condition, torch.cat([positive, negative, similarity], dim=1))
+
+    def _heatmaps(self, prompt: PromptTensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Positive and negative clicks, each [B, 1, S, S] in [0, 1]: Gaussians of peak 1, added and clipped."""
+        points, labels = prompt["points"].float(), prompt["point_labels"]
+        pixels = torch.arange(self.config.image_size, device=points.device)
+        across = (-0.5 * ((pixels - points[..., :1]) / self.config.sigma_px).square()).exp()  # [B, N, S]
+        down = (-0.5 * ((pixels - points[..., 1:]) / self.config.sigma_px).square()).exp()  # [B, N, S]
+        maps = [
+            torch.einsum("bny,bnx->byx", down * (labels == label)[..., None], across).clamp(max=1)[:, None].to(dtype)
+            for label in (1, 0)
+        ]
+        return maps[0], maps[1]
