@@ -283,11 +283,14 @@ def gaussian_smooth(planes: Tensor, sigma_px: float) -> Tensor:
         return planes
     offsets = torch.arange(-radius, radius + 1, dtype=planes.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma_px) ** 2)
-    kernel = kernel / kernel.sum()
-    stacked = planes[:, None]  # [C, H, W] -> [C, 1, H, W]: every plane is smoothed alone
-    stacked = F.conv2d(F.pad(stacked, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
-    stacked = F.conv2d(F.pad(stacked, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
-    return stacked[:, 0]
+    weights = (kernel / kernel.sum()).tolist()
+    for axis, padding in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+        # A sum of shifted planes: on a CPU many times faster than conv2d with a single channel.
+        padded, length = F.pad(planes, padding, mode="replicate"), planes.shape[axis]
+        planes = padded.narrow(axis, 0, length) * weights[0]
+        for shift, weight in enumerate(weights[1:], start=1):
+            planes.add_(padded.narrow(axis, shift, length), alpha=weight)
+    return planes
 
 
 def _happens(probability: Probability, generator: Generator) -> bool:

@@ -34,10 +34,9 @@ def train(
     """Train a recipe and write its checkpoint; started again after a kill, it goes on."""
     name = Path(config).stem
     loaded = load_config(config, smoke=smoke)
-    precision = loaded.stages[0].precision
     if accelerator in ("auto", "cpu") and devices == "auto":
         devices = "1" if _is_cpu(accelerator) else devices
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision)
+    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=loaded.precision)
     fabric.launch()
     run = Run(name, loaded, data, prepared, out or Path("runs") / name, workers)
     checkpoint = run_training(run, fabric)

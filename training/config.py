@@ -65,8 +65,6 @@ class StageConfig(_Frozen):
     """Largest norm of the gradient."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay per step of the averaged weights that are validated and saved; None saves the weights as they are."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Lightning Fabric's name of the arithmetic."""
 
     @model_validator(mode="after")
     def _teacher_fits_objective(self) -> "StageConfig":
@@ -90,6 +88,8 @@ class TrainConfig(_Frozen):
     augmentation: AugmentationConfig = AugmentationConfig()
     prompts: SamplingConfig = SamplingConfig()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Lightning Fabric's name of the arithmetic."""
     half_precision: bool = True
     """Whether the checkpoint holds 16-bit floats."""
 
@@ -107,7 +107,8 @@ class TrainConfig(_Frozen):
 def load_config(name_or_path: str, *, smoke: bool = False) -> TrainConfig:
     """Read a config by the name of a shipped recipe or by path; with `smoke`, its [smoke] table laid over.
 
-    `smoke.stage` is laid over every stage. Raises ValueError naming file, field, got and wanted.
+    `smoke.stage` is laid over every stage; an empty string there takes a setting away. Raises ValueError naming file,
+    field, got and wanted.
     """
     path = find_config(name_or_path)
     try:
@@ -145,5 +146,8 @@ def list_configs() -> list[str]:
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
+        if value == "":
+            merged.pop(key, None)
+            continue
         merged[key] = _merge(base.get(key, {}), value) if isinstance(value, dict) else value
     return merged

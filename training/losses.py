@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.base import SegmentationModel
+from models.layers import resize
 from training.official_layout import IGNORE as IGNORE_INDEX
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -96,13 +98,18 @@ def segmentation(loss: Loss) -> Objective:
     return objective
 
 
-def distillation(loss: Loss, teacher: torch.nn.Module, weight: float) -> Objective:
-    """`loss` plus `weight` times KL(teacher || student) per counted pixel (Hinton et al. 2015, temperature 1)."""
+def distillation(loss: Loss, teacher: SegmentationModel, weight: float) -> Objective:
+    """`loss` plus `weight` times the mean KL(teacher || student) of a pixel (Hinton et al. 2015, temperature 1).
+
+    The teacher sees the images at the size it was trained on.
+    """
+    side = teacher.config.image_size
 
     def objective(model: Any, batch: Batch) -> Tensor:
         logits = model(batch["image"], batch["prompt"]).float()
         with torch.no_grad():
-            soft = teacher(batch["image"], batch["prompt"]).float().softmax(1)
+            judged = teacher(resize(batch["image"], side, side), batch["prompt"]).float()
+            soft = resize(judged, *logits.shape[-2:]).softmax(1)
         divergence = F.kl_div(logits.log_softmax(1), soft, reduction="none").sum(1, keepdim=True)
         return loss(logits, batch["target"]) + weight * divergence.mean()
 
