@@ -15,6 +15,7 @@ from training.official_layout import (
     ExampleError,
     OfficialList,
     PetRecord,
+    download,
     image_path,
     label_map,
     read_photo,
@@ -126,3 +127,14 @@ def test_the_synthetic_set_is_in_the_official_layout(raw_pets: Path, tmp_path: P
     copied = shutil.copytree(raw_pets, tmp_path / "copy")
     for record in read_records(copied, "list"):
         assert read_photo(copied, record).stored_format == "JPEG"
+
+
+def test_download_asks_torchvision_for_the_official_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def downloader(root: Path, **options: object) -> None:
+        asked.append({"root": root, **options})
+
+    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", downloader)
+    assert download(tmp_path) == tmp_path / "oxford-iiit-pet"
+    assert asked == [{"root": tmp_path, "split": "trainval", "target_types": "segmentation", "download": True}]
