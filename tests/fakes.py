@@ -2,17 +2,20 @@
 
 import io
 import threading
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pycocotools import mask as coco
 from torch import Tensor
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
 from models.checkpoint import Checkpoint, ModelCard
-from models.letterbox import Letterbox
+from models.letterbox import Array, Letterbox
 from models.prompts import Prompt, PromptKind, PromptTensors, TextPrompt
 
 IMAGE_SIZE = 32
@@ -151,3 +154,12 @@ def read(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
+
+
+def decode_rle(size: Sequence[int], counts: str | list[int]) -> Array:
+    """COCO RLE of either form, as pycocotools decodes it: [H, W] uint8."""
+    rle: Any = {"size": list(size), "counts": counts}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools on numpy 2
+        decoded: Array = coco.decode(coco.frPyObjects(rle, *size) if isinstance(counts, list) else rle)
+    return decoded

@@ -1,0 +1,196 @@
+"""One encode for the distinct new photos, one decode for all, and the same answer whatever the company."""
+
+from typing import cast
+
+import pytest
+import torch
+
+from models.checkpoint import Checkpoint
+from models.letterbox import Letterbox
+from models.prompts import PointPrompt, Prompt, TextPrompt
+from service.embedding_cache import EmbeddingCache
+from service.errors import (
+    ImageGone,
+    ImageIdNotKept,
+    ImageTooLarge,
+    InvalidRequest,
+    PromptMismatch,
+    UnsupportedImage,
+)
+from service.predictor import KeptImage, Predictor, choose_device
+from tests.fakes import ClickModel, ColourModel, FakeModel, TextModel, encode, fake_checkpoint, picture
+
+CPU = torch.device("cpu")
+BUDGET = 10 << 20
+
+
+def make(checkpoint: Checkpoint, cache_bytes: int = BUDGET, **options: int) -> Predictor:
+    return Predictor(checkpoint, EmbeddingCache(cache_bytes), device=CPU, **options)  # type: ignore[arg-type]
+
+
+def click(x: float, y: float) -> Prompt:
+    return PointPrompt(((x, y),), (1,))
+
+
+@pytest.fixture
+def clicker() -> Predictor:
+    return make(fake_checkpoint(ClickModel, "click"))
+
+
+def calls(predictor: Predictor) -> FakeModel:
+    return cast(FakeModel, predictor.model)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_batch_of_n_equals_n_singles(unet: Checkpoint, precision: str) -> None:
+    predictor = Predictor(unet, EmbeddingCache(0), device=CPU, precision=precision)
+    uploads = [encode(picture(20 + 9 * seed, 50 - 6 * seed, seed)) for seed in range(5)]
+    prepared = [predictor.prepare(upload, None, None) for upload in uploads]
+    together = predictor.predict(prepared)
+    for one, alone in zip(together, (predictor.predict([each])[0] for each in prepared), strict=True):
+        torch.testing.assert_close(one.logits, alone.logits, atol=1e-5 if precision == "fp32" else 0.3, rtol=1e-5)
+        assert one.logits.dtype == torch.float32
+
+
+def test_logits_are_those_of_the_plain_model(unet: Checkpoint) -> None:
+    predictor = make(unet, 0)
+    prepared = predictor.prepare(encode(picture()), None, None)
+    assert prepared.image is not None
+    with torch.inference_mode():
+        wanted = unet.model(prepared.image[None], {})[0]
+    torch.testing.assert_close(predictor.predict([prepared])[0].logits, wanted)
+
+
+def test_first_clicks_on_one_photo_encode_once(clicker: Predictor) -> None:
+    upload, other = encode(picture(seed=1)), encode(picture(seed=2))
+    batch = [
+        clicker.prepare(data, None, click(x, 20)) for data, x in ((upload, 10), (other, 10), (upload, 50), (upload, 30))
+    ]
+    predictions = clicker.predict(batch)
+    assert calls(clicker).encoded_rows == [2]
+    assert calls(clicker).decoded_rows == [4]
+    for prepared, prediction in zip(batch, predictions, strict=True):
+        alone = make(fake_checkpoint(ClickModel, "alone")).predict([prepared])[0]
+        assert torch.equal(prediction.logits, alone.logits)
+
+
+def test_a_cached_click_equals_an_uncached_one_and_encodes_nothing(clicker: Predictor) -> None:
+    upload = encode(picture())
+    clicker.predict([clicker.prepare(upload, None, click(5, 5))])
+    first = clicker.prepare(upload, None, click(40, 20))
+    by_id = clicker.prepare(None, first.digest, click(40, 20))
+    assert first.image is None
+    assert (by_id.upload, by_id.letterbox) == (upload, Letterbox((40, 60), 32))
+    cached = clicker.predict([by_id])[0]
+    fresh_predictor = make(fake_checkpoint(ClickModel, "fresh"), 0)
+    fresh = fresh_predictor.predict([fresh_predictor.prepare(upload, None, click(40, 20))])[0]
+    assert torch.equal(cached.logits, fresh.logits)
+    assert calls(clicker).encoded_rows == [1]
+    assert cached.encode_s == 0
+
+
+def test_a_mixed_batch_of_kept_and_new_photos_keeps_its_order(clicker: Predictor) -> None:
+    uploads = [encode(picture(seed=seed)) for seed in range(4)]
+    for upload in uploads[1:3]:
+        clicker.predict([clicker.prepare(upload, None, click(9, 9))])
+    batch = [clicker.prepare(upload, None, click(9 + 10 * place, 9)) for place, upload in enumerate(uploads)]
+    calls(clicker).encoded_rows.clear()
+    predictions = clicker.predict(batch)
+    assert calls(clicker).encoded_rows == [2]
+    for place, upload in enumerate(uploads):
+        alone = make(fake_checkpoint(ClickModel, "alone"), 0)
+        wanted = alone.predict([alone.prepare(upload, None, click(9 + 10 * place, 9))])[0]
+        assert torch.equal(predictions[place].logits, wanted.logits)
+
+
+def test_models_with_one_encoder_share_features() -> None:
+    cache: EmbeddingCache[KeptImage] = EmbeddingCache(BUDGET)
+    clicker = Predictor(fake_checkpoint(ClickModel, "click"), cache, device=CPU)
+    reader = Predictor(fake_checkpoint(TextModel, "text"), cache, device=CPU)
+    upload = encode(picture())
+    clicker.predict([clicker.prepare(upload, None, click(5, 5))])
+    reader.predict([reader.prepare(upload, None, TextPrompt("a cat"))])
+    assert calls(reader).encoded_rows == []
+
+
+def test_an_entry_taken_up_survives_its_eviction(clicker: Predictor) -> None:
+    upload = encode(picture())
+    digest = clicker.prepare(upload, None, click(5, 5)).digest
+    clicker.predict([clicker.prepare(upload, None, click(5, 5))])
+    by_id = clicker.prepare(None, digest, click(9, 9))
+    clicker.cache.clear()
+    assert clicker.predict([by_id])[0].logits.shape == (2, 32, 32)
+    with pytest.raises(ImageGone, match=f"sha256:{digest}.*send the image"):
+        clicker.prepare(None, digest, click(9, 9))
+
+
+def test_the_cache_holds_clones_and_counts_the_upload(clicker: Predictor) -> None:
+    uploads = [encode(picture(seed=seed)) for seed in range(3)]
+    clicker.predict([clicker.prepare(upload, None, click(5, 5)) for upload in uploads])
+    row_bytes = 3 * 32 * 32 * 4
+    assert clicker.cache.bytes == sum(row_bytes + len(upload) for upload in uploads)
+    kept = clicker.prepare(uploads[0], None, click(5, 5)).kept
+    assert kept is not None
+    assert kept.features[0].untyped_storage().nbytes() == row_bytes
+
+
+def test_image_only_models_keep_nothing(unet: Checkpoint) -> None:
+    predictor = make(unet, 0)
+    prepared = predictor.prepare(encode(picture()), None, None)
+    predictor.predict([prepared])
+    assert len(predictor.cache) == 0
+    with pytest.raises(ImageIdNotKept, match="unet keeps no features; send the image"):
+        predictor.prepare(None, prepared.digest, None)
+
+
+def test_a_model_says_which_prompt_it_chose_itself() -> None:
+    predictor = make(fake_checkpoint(TextModel, "text"))
+    upload = encode(picture())
+    batch = [predictor.prepare(upload, None, prompt) for prompt in (None, TextPrompt("a dog"))]
+    assert [each.chosen_prompt for each in predictor.predict(batch)] == [TextModel.own_prompt, None]
+
+
+def test_prompts_that_do_not_fit_are_refused(unet: Checkpoint, clicker: Predictor) -> None:
+    upload = encode(picture())
+    with pytest.raises(PromptMismatch, match="got a text prompt, this model takes no prompt; send unet no prompt"):
+        make(unet, 0).prepare(upload, None, TextPrompt("a cat"))
+    with pytest.raises(PromptMismatch, match="got no prompt, this model needs clicks"):
+        clicker.prepare(upload, None, None)
+    with pytest.raises(PromptMismatch, match="got no prompt"):
+        clicker.check_prompt(None)
+
+
+@pytest.mark.parametrize(("x", "y"), [(-0.5, 3), (60, 3), (3, 40), (3, -1), (1e8, 3)])
+def test_clicks_outside_the_photo_are_refused(clicker: Predictor, x: float, y: float) -> None:
+    prompt = PointPrompt(((5, 5), (x, y)), (1, 0))
+    with pytest.raises(InvalidRequest, match="60 x 40") as caught:
+        clicker.prepare(encode(picture(60, 40)), None, prompt)
+    assert [error["pointer"] for error in caught.value.errors] == ["#/points/1"]
+
+
+def test_clicks_at_the_photos_corners_are_taken(clicker: Predictor) -> None:
+    upload = encode(picture(60, 40))
+    for x, y in ((0, 0), (59, 39), (59.9, 39.9)):
+        clicker.prepare(upload, None, click(x, y))
+
+
+def test_images_that_do_not_decode_are_refused(unet: Checkpoint) -> None:
+    with pytest.raises(UnsupportedImage, match="got 4 bytes"):
+        make(unet, 0).prepare(b"nope", None, None)
+    with pytest.raises(ImageTooLarge, match="got 60 x 40 = 2400 pixels, wanted at most 2399"):
+        make(unet, 0, max_pixels=2399).prepare(encode(picture(60, 40)), None, None)
+
+
+@pytest.mark.parametrize("kind", [ColourModel, ClickModel, TextModel])
+def test_every_kind_of_model_can_be_warmed(kind: type[FakeModel]) -> None:
+    predictor = make(fake_checkpoint(kind, "any"))
+    predictor.warm_up()
+    assert calls(predictor).decoded_rows == [1]
+    assert len(predictor.cache) == 0
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+    with pytest.raises(ValueError, match="got cuda, but torch sees no GPU"):
+        choose_device("cuda")

@@ -1,0 +1,53 @@
+"""Unknown and bad settings stop the start with one line that names the variable."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from models.checkpoint import CHECKPOINT_FOLDER
+from service.settings import Settings, SettingsError, read_settings
+
+
+def test_defaults() -> None:
+    settings = read_settings()
+    assert (settings.host, settings.port, settings.checkpoints) == ("127.0.0.1", 8000, CHECKPOINT_FOLDER)
+    assert (settings.max_wait_s, settings.precision) == (0.0, "fp32")
+
+
+def test_the_environment_sets_and_the_command_line_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETSEG_PORT", "9001")
+    monkeypatch.setenv("PETSEG_CHECKPOINTS", "elsewhere")
+    assert read_settings().port == 9001
+    assert read_settings(port=9002, host=None).port == 9002
+    assert read_settings().checkpoints == Path("elsewhere")
+
+
+def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETSEG_PROT", "9001")
+    with pytest.raises(SettingsError, match=r"^got the unknown setting PETSEG_PROT, wanted one of .*PETSEG_PORT.*$"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PETSEG_PORT", "many"),
+        ("PETSEG_PORT", "70000"),
+        ("PETSEG_MAX_BATCH_SIZE", "0"),
+        ("PETSEG_PRECISION", "int8"),
+        ("PETSEG_DEADLINE_S", "0"),
+        ("PETSEG_CACHE_BYTES", "-1"),
+    ],
+)
+def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+    assert str(caught.value).startswith(f"{name}: got '{value}'; ")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
