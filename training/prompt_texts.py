@@ -37,7 +37,7 @@ class StepTexts:
     def split(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits [B, all] -> breeds [B, 37], species [B, 2], neutral [B, 1], distractors [B, N]."""
         sizes = [len(self.breeds), len(self.species), 1, len(self.distractors)]
-        breed, species, neutral, distractor = logits.split(sizes, dim=1)
+        breed, species, neutral, distractor = torch.split(logits, sizes, dim=1)
         return breed, species, neutral, distractor
 
 

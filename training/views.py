@@ -65,16 +65,18 @@ class Squares(Dataset[tuple[Tensor, int]]):
 def random_view(image: Tensor, image_size: int, config: ViewConfig, generator: Generator) -> Tensor:
     """image: Tensor [3, H, W] uint8 -> [3, S, S] float32 in [0, 1]."""
     top, left, height, width = _draw_crop(image.shape[-2], image.shape[-1], config, generator)
-    view = TF.resized_crop(image, top, left, height, width, [image_size, image_size], antialias=True)
+    view: Tensor = TF.resized_crop(image, top, left, height, width, [image_size, image_size], antialias=True)
     if torch.rand((), generator=generator).item() < 0.5:
         view = view.flip(-1)
     view = view.float().div_(255.0)
     if torch.rand((), generator=generator).item() < config.grey_probability:
-        return TF.rgb_to_grayscale(view, num_output_channels=3)
+        grey: Tensor = TF.rgb_to_grayscale(view, num_output_channels=3)
+        return grey
     low, high = 1 - config.jitter, 1 + config.jitter
     view = TF.adjust_brightness(view, uniform(low, high, generator))
     view = TF.adjust_contrast(view, uniform(low, high, generator))
-    return TF.adjust_saturation(view, uniform(low, high, generator))
+    view = TF.adjust_saturation(view, uniform(low, high, generator))
+    return view
 
 
 def _draw_crop(height: int, width: int, config: ViewConfig, generator: Generator) -> tuple[int, int, int, int]:

@@ -40,7 +40,7 @@ def measure_zero_shot(clip: Any, tokenizer: Any, images: Tensor, breed_rows: Ten
     prompts = zero_shot_prompts()
     groups = [len(prompts[species]) for species in SPECIES]
     similarities = images @ embed([text for species in SPECIES for text in prompts[species]]).T
-    by_species = (scale * similarities).softmax(1).split(groups, dim=1)
+    by_species = torch.split((scale * similarities).softmax(1), groups, dim=1)
     species_hits = torch.stack([group.sum(1) for group in by_species], dim=1).argmax(1) == species_rows
 
     own = (images @ embed([f"a photo of a {species}" for species in SPECIES]).T).gather(1, species_rows[:, None])
