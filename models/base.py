@@ -70,6 +70,7 @@ class SegmentationModel(nn.Module, ABC):
         """Logits [B, K, S, S] of `features` under a batch of prompts ({} for image-only models)."""
 
     def forward(self, images: Tensor, prompt: PromptTensors) -> Tensor:
+        """Logits [B, K, S, S] of images [B, 3, S, S] under a batch of prompts."""
         return self.decode(self.encode(images), prompt)
 
     def encoder_digest(self) -> str | None:

@@ -26,6 +26,7 @@ __all__ = [
     "read_card",
     "read_metadata",
     "save_checkpoint",
+    "update_card",
     "write_safetensors",
 ]
 
@@ -80,6 +81,11 @@ def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, dtype
         if key.split(".")[0] not in left_out
     }
     write_safetensors(path, tensors, {CARD_KEY: card.model_dump_json()})
+
+
+def update_card(path: Path, card: ModelCard) -> None:
+    """Replace the card of a checkpoint; its tensors stay as they are."""
+    write_safetensors(path, load(path.read_bytes()), {CARD_KEY: card.model_dump_json()})
 
 
 def read_card(path: Path) -> ModelCard:

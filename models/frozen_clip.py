@@ -79,5 +79,3 @@ class FrozenClip(SegmentationModel):
 def cosine_map(features: Tensor, vectors: Tensor) -> Tensor:
     """Cosine of each cell of `features` [B, C, h, w] with `vectors` [B, C] -> [B, 1, h, w] in [-1, 1]."""
     return (F.normalize(features, dim=1) * F.normalize(vectors, dim=1)[:, :, None, None]).sum(1, keepdim=True)
-
-

@@ -63,11 +63,15 @@ class PyramidHead(nn.Module):
         )
         self.classifier = nn.Conv2d(widths[-1], classes, 1)
 
-    def forward(self, grid: Tensor, condition: Tensor, guide: Tensor, layers: Sequence[Tensor], image: Tensor) -> Tensor:
+    def forward(
+        self, grid: Tensor, condition: Tensor, guide: Tensor, layers: Sequence[Tensor], image: Tensor
+    ) -> Tensor:
         """grid [B, D, h, w], condition [B, C, h, w], guide [B, G, any, any], layers each [B, C_i, h_i, w_i] coarse to
         fine, image [B, 3, S, S] -> logits [B, K, s, s] at the last level's size."""
         level = self.trunk(torch.cat([grid, condition, _guide_at(guide, grid.shape[-1])], dim=1))
-        for block, lateral, source, size in zip(self.levels, self.lateral, [*layers, image], self.level_sizes, strict=True):
+        for block, lateral, source, size in zip(
+            self.levels, self.lateral, [*layers, image], self.level_sizes, strict=True
+        ):
             if source.shape[-1] > size:
                 source = F.adaptive_avg_pool2d(source, size)
             skip = resize(lateral(source), size, size)

@@ -1,14 +1,10 @@
-"""`petseg-train`: prepare, train, evaluate. Also `python -m training`."""
+"""`petseg-train`: from photos to checkpoints and their scores. Also `python -m training`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from lightning_fabric import Fabric
-
-from training.config import list_configs, load_config
-from training.train import Run
-from training.train import train as run_training
 
 app = typer.Typer(no_args_is_help=True, help="Builds and measures the checkpoints that petseg serves.")
 
@@ -17,41 +13,156 @@ DEFAULT_PREPARED = Path("data/prepared")
 
 Data = Annotated[Path, typer.Option(help="Folder in the official Oxford-IIIT Pet layout.")]
 Prepared = Annotated[Path, typer.Option(help="Parent folder of the prepared sets.")]
+ConfigName = Annotated[str, typer.Argument(help="A recipe's name or a TOML file; `configs` lists them.")]
+
+
+@app.command()
+def configs() -> None:
+    """List the recipes that ship with the package."""
+    from training.config import list_configs, load_config
+
+    for name in list_configs():
+        typer.echo(f"{name:24} {load_config(name).summary}")
+
+
+@app.command()
+def download(data: Data = DEFAULT_DATA) -> None:
+    """Fetch Oxford-IIIT Pet (800 MB) with torchvision's downloader."""
+    from training.official_layout import download as fetch
+
+    typer.echo(f"photos and trimaps are under {fetch(data)}")
+
+
+@app.command()
+def synthetic(
+    out: Annotated[Path, typer.Argument(help="New folder for a drawn data set in the official layout.")],
+    count: Annotated[int, typer.Option(help="Photos.")] = 64,
+    image_size: Annotated[int, typer.Option(help="Longer side in pixels.")] = 128,
+    seed: int = 0,
+) -> None:
+    """Draw a small data set, to try everything without a download."""
+    from training.synthetic import generate
+
+    typer.echo(f"drew {count} photos under {generate(out, count, image_size, seed)}")
+
+
+@app.command()
+def prepare(
+    config: ConfigName,
+    data: Data = DEFAULT_DATA,
+    prepared: Prepared = DEFAULT_PREPARED,
+    copies: Annotated[int | None, typer.Option(help="Augmented copies beside each photo (the study: 10).")] = None,
+) -> None:
+    """Prepare the photos for a recipe on disk, once, and say what was skipped; `train` does it too where needed."""
+    from training.config import load_config
+    from training.train import Run
+
+    loaded = load_config(config)
+    if copies is not None:
+        loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"copies": copies})})
+    run = Run(Path(config).stem, loaded, data, prepared, out=Path())
+    for side in sorted({stage.image_size or loaded.architecture_config().image_size for stage in loaded.stages}):
+        folder = run.prepare(side)
+        report = json.loads((folder / "report.json").read_text())
+        typer.echo(f"{folder}: {report['counts']}, {len(report['skipped'])} skipped, {len(report['noted'])} noted")
+
+
+@app.command("contact-sheet")
+def contact_sheet(
+    config: ConfigName,
+    data: Data = DEFAULT_DATA,
+    prepared: Prepared = DEFAULT_PREPARED,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("contact-sheet.png"),
+    count: Annotated[int, typer.Option(help="Examples.")] = 36,
+) -> None:
+    """Draw what the model will see: augmented images with their targets and prompts."""
+    from training.config import load_config
+    from training.contact_sheet import contact_sheet as draw
+    from training.train import Run, build_model, open_training_set
+
+    loaded = load_config(config)
+    run = Run(Path(config).stem, loaded, data, prepared, out=Path())
+    model = build_model(loaded)
+    draw(open_training_set(loaded, model, run.prepare(model.config.image_size)), out, count)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def backbone(
+    config: ConfigName = "petclip",
+    data: Data = DEFAULT_DATA,
+    prepared: Prepared = DEFAULT_PREPARED,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; an unfinished run there goes on.")] = None,
+    smoke: Annotated[bool, typer.Option(help="The recipe's tiny variant, to see that everything runs.")] = False,
+) -> None:
+    """Train a compact CLIP contrastively on photos and breed prompts, and write it as a frozen backbone."""
+    from training.config import find_config
+    from training.contrastive import train_backbone
+    from training.contrastive_config import read_contrastive_config
+    from training.preparation import prepare as prepare_photos
+
+    loaded = read_contrastive_config(find_config(config), smoke)
+    run_folder = out or Path("runs") / loaded.name
+    folder = prepared / f"pets-{loaded.image_size}-v0.1-s{loaded.seed}"
+    prepare_photos(data, folder, loaded.image_size, seed=loaded.seed, splits=("trainval",))
+    file = run_folder / f"{loaded.name}.safetensors"
+    figures = train_backbone(loaded, folder, file, run_folder)
+    typer.echo(f"wrote {file}: {figures}")
 
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A recipe's name or a TOML file; see `petseg-train configs`.")],
+    config: ConfigName,
     data: Data = DEFAULT_DATA,
     prepared: Prepared = DEFAULT_PREPARED,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; an unfinished run there goes on.")] = None,
     smoke: Annotated[bool, typer.Option(help="The recipe's tiny variant, to see that everything runs.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that load and augment.")] = 0,
     accelerator: Annotated[str, typer.Option(help="Lightning Fabric's: auto, cpu, cuda.")] = "auto",
-    devices: Annotated[str, typer.Option(help="How many devices, or auto.")] = "auto",
-    nodes: Annotated[int, typer.Option(help="How many machines; start each with torchrun.")] = 1,
+    devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, on each machine.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines; start each with torchrun.")] = 1,
 ) -> None:
     """Train a recipe and write its checkpoint; started again after a kill, it goes on."""
-    name = Path(config).stem
-    loaded = load_config(config, smoke=smoke)
-    if accelerator in ("auto", "cpu") and devices == "auto":
-        devices = "1" if _is_cpu(accelerator) else devices
+    from lightning_fabric import Fabric
+
+    from training.config import load_config
+    from training.train import Run
+    from training.train import train as run_training
+
+    name, loaded = Path(config).stem, load_config(config, smoke=smoke)
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=loaded.precision)
     fabric.launch()
-    run = Run(name, loaded, data, prepared, out or Path("runs") / name, workers)
-    checkpoint = run_training(run, fabric)
+    checkpoint = run_training(Run(name, loaded, data, prepared, out or Path("runs") / name, workers), fabric)
     if fabric.is_global_zero:
         typer.echo(f"wrote {checkpoint}")
 
 
 @app.command()
-def configs() -> None:
-    """List the recipes that ship with the package."""
-    for name in list_configs():
-        typer.echo(f"{name:24} {load_config(name).summary}")
-
-
-def _is_cpu(accelerator: str) -> bool:
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file.")],
+    data: Data = DEFAULT_DATA,
+    split: Annotated[str, typer.Option(help="test, trainval, or trainval's train or validation part.")] = "test",
+    protocol: Annotated[str | None, typer.Option(help="One protocol of the model's kind; all where left out.")] = None,
+    record: Annotated[bool, typer.Option(help="Write the scores into the checkpoint's card.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure a checkpoint at each photo's own size, under both boundary protocols; prints JSON."""
     import torch
 
-    return accelerator == "cpu" or not torch.cuda.is_available()
+    from models.checkpoint import load_checkpoint, update_card
+    from training.evaluate import PROTOCOLS, select_records
+    from training.evaluate import evaluate as measure
+
+    loaded = load_checkpoint(checkpoint)
+    training = loaded.card.training
+    validation_fraction = training.get("data", {}).get("validation_fraction", 0.1)
+    records = select_records(data, split, validation_fraction, training.get("seed", 0))
+    model = loaded.model.to(torch.device(device)).to(memory_format=torch.channels_last)
+    protocols = [protocol] if protocol else list(PROTOCOLS[model.prompt_kind])
+    results = {name: measure(model, data, records, name, device=torch.device(device)).summary() for name in protocols}
+    typer.echo(json.dumps({"checkpoint": checkpoint.name, "split": split, **results}, indent=2))
+    if record:
+        card = loaded.card.model_copy(
+            update={"metrics": {**loaded.card.metrics, split: {"data": f"Oxford-IIIT Pet, {split} list", **results}}}
+        )
+        update_card(checkpoint, card)

@@ -69,7 +69,9 @@ class StageConfig(_Frozen):
     @model_validator(mode="after")
     def _teacher_fits_objective(self) -> "StageConfig":
         if (self.teacher is not None) != (self.objective == "distillation"):
-            raise ValueError(f"got objective {self.objective!r} and teacher {self.teacher}; distillation takes a teacher")
+            raise ValueError(
+                f"got objective {self.objective!r} and teacher {self.teacher}; distillation takes a teacher"
+            )
         return self
 
 
@@ -140,7 +142,9 @@ def find_config(name_or_path: str) -> Path:
 
 def list_configs() -> list[str]:
     """Names of the recipes that ship with the package and train a model that is served."""
-    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.toml") if "architecture" in tomllib.loads(path.read_text()))
+    return sorted(
+        path.stem for path in CONFIG_FOLDER.glob("*.toml") if "architecture" in tomllib.loads(path.read_text())
+    )
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

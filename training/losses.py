@@ -128,7 +128,7 @@ def frequency_weights(pixel_counts: Tensor) -> Tensor:
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Counted pixels [B, 1, H, W] and the one-hot target [B, K, H, W] (all zero where not counted), as logits' dtype."""
+    """Counted pixels [B, 1, H, W] and the one-hot target [B, K, H, W] (zero where not counted), as logits' dtype."""
     counted = (target != IGNORE_INDEX)[:, None]
     clean = target.masked_fill(target == IGNORE_INDEX, 0)
     one_hot = F.one_hot(clean, logits.shape[1]).permute(0, 3, 1, 2) * counted

@@ -22,7 +22,7 @@ def confusion_matrix(mask: Tensor, target: Tensor, classes: int) -> Tensor:
 
 
 def scores(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
-    """Per-class IoU and Dice, their means, and pixel accuracy, each in [0, 1]; a class never seen is left out of means."""
+    """Per-class IoU and Dice, their means, and pixel accuracy, in [0, 1]; means leave out a class never seen."""
     counts = confusion.double()
     truth, predicted, both = counts.sum(1), counts.sum(0), counts.diag()
     union = truth + predicted - both

@@ -51,7 +51,9 @@ class RunLog:
         if not self.enabled:
             return
         flat = _flatten(figures)
-        self.console.print(f"{stage} epoch {epoch}: " + "  ".join(f"{k} {v:.4f}" for k, v in flat.items()), highlight=False)
+        self.console.print(
+            f"{stage} epoch {epoch}: " + "  ".join(f"{k} {v:.4f}" for k, v in flat.items()), highlight=False
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "log.csv"
         row = {"stage": stage, "epoch": epoch, **flat}

@@ -110,7 +110,9 @@ def train_stage(
 
     order = ShuffledOrder(len(train_set), fabric.world_size, fabric.global_rank, stage.batch_size)
     batches = fabric.setup_dataloaders(
-        DataLoader(train_set, stage.batch_size, sampler=order, num_workers=run.workers, persistent_workers=run.workers > 0),
+        DataLoader(
+            train_set, stage.batch_size, sampler=order, num_workers=run.workers, persistent_workers=run.workers > 0
+        ),
         use_distributed_sampler=False,
     )
     checks = fabric.setup_dataloaders(DataLoader(validation_set, stage.batch_size), use_distributed_sampler=False)
@@ -214,7 +216,7 @@ def build_objective(stage: StageConfig, train_set: PetDataset, classes: int, fab
     loss = get_loss(stage.loss, weights)
     if stage.teacher is None:
         return segmentation(loss)
-    teacher = load_checkpoint(stage.teacher).model.to(fabric.device, memory_format=torch.channels_last)
+    teacher = load_checkpoint(stage.teacher).model.to(fabric.device).to(memory_format=torch.channels_last)
     return distillation(loss, teacher.requires_grad_(False), stage.teacher_weight)
 
 
@@ -237,12 +239,13 @@ def build_optimizer(stage: StageConfig, model: SegmentationModel) -> torch.optim
             decay = stage.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((factor, decay), []).append(parameter)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimizer]
-    return kind(
+    optimizer: torch.optim.Optimizer = kind(
         [
             {"params": parameters, "lr": stage.learning_rate * factor, "factor": factor, "weight_decay": decay}
             for (factor, decay), parameters in groups.items()
         ]
     )
+    return optimizer
 
 
 def trainable_parts(model: SegmentationModel, stage: StageConfig) -> set[str]:

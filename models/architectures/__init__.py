@@ -22,7 +22,9 @@ def get_architecture(name: str) -> type[SegmentationModel]:
     found = [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, SegmentationModel) and member.__module__ == module.__name__ and not inspect.isabstract(member)
+        if issubclass(member, SegmentationModel)
+        and member.__module__ == module.__name__
+        and not inspect.isabstract(member)
     ]
     if len(found) != 1:
         raise ValueError(f"{module.__name__} defines {len(found)} architectures, wanted one")

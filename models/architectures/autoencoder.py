@@ -54,7 +54,10 @@ class Autoencoder(SegmentationModel):
         self.segmentation = nn.Sequential(
             *(
                 nn.Sequential(
-                    _upsample(deep, shallow), nn.BatchNorm2d(shallow), nn.ReLU(inplace=True), nn.Dropout2d(config.dropout)
+                    _upsample(deep, shallow),
+                    nn.BatchNorm2d(shallow),
+                    nn.ReLU(inplace=True),
+                    nn.Dropout2d(config.dropout),
                 )
                 for deep, shallow in pairwise((*reversed(widths), max(1, widths[0] // 2)))
             ),

@@ -5,6 +5,7 @@ Without a prompt the model picks its own from a list, zero-shot.
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import Features
@@ -16,7 +17,7 @@ from models.prompts import Prompt, PromptKind, PromptTensors, TextPrompt
 class ClipConfig(FrozenClipConfig):
     """Defaults are the study's."""
 
-    zero_shot_prompts: dict[str, tuple[str, ...]] = {}
+    zero_shot_prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Class name -> prompts the model may pick for itself; empty takes the backbone file's own list."""
 
 

@@ -1,10 +1,13 @@
 """Click-prompted masks on the same frozen CLIP grid (study, prompt): the clicked animal against the rest."""
 
 import torch
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import Features
 from models.frozen_clip import FrozenClip, FrozenClipConfig, cosine_map
+from models.layers import resize_to
 from models.prompts import PromptKind, PromptTensors
 
 
@@ -14,6 +17,8 @@ class PromptConfig(FrozenClipConfig):
     class_names: tuple[str, ...] = ("background", "object")
     sigma_px: float = 10.0
     """Standard deviation of a click's Gaussian in pixels of the model's square."""
+    similarity_map: int = Field(0, ge=0)
+    """Pyramid head: which map is compared with the clicked spot; 0 the grid, i the i-th backbone layer."""
 
 
 class PromptModel(FrozenClip):
@@ -38,13 +43,11 @@ class PromptModel(FrozenClip):
         grid = features[2]
         positive, negative = self._heatmaps(prompt, grid.dtype)
         condition = self.pointer_encoder(positive - negative)
-        # Where the finest backbone map looks like the clicked spot: tells one animal from another beside it.
-        source = features[3] if len(features) > 3 else grid
-        weights = nn.functional.adaptive_avg_pool2d(positive, source.shape[-2:])
+        # Where the backbone sees what it saw under the clicks: tells one animal from another beside it.
+        source = features[2 + self.config.similarity_map]
+        weights = F.adaptive_avg_pool2d(positive, (source.shape[-2], source.shape[-1]))
         clicked = (source * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-6)  # [B, C]
-        similarity = nn.functional.interpolate(
-            cosine_map(source, clicked), positive.shape[-2:], mode="bilinear", align_corners=False
-        )
+        similarity = resize_to(cosine_map(source, clicked), positive)
         return self.segment(features, condition, torch.cat([positive, negative, similarity], dim=1))
 
     def _heatmaps(self, prompt: PromptTensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

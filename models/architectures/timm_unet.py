@@ -1,6 +1,6 @@
 """UNet decoder on any ImageNet encoder of timm; the model to recommend for image-only work."""
 
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -39,7 +39,8 @@ class TimmUNet(SegmentationModel):
     def __init__(self, config: TimmUNetConfig) -> None:
         super().__init__(config)
         self.encoder = timm.create_model(config.encoder, features_only=True, pretrained=False)
-        channels: list[int] = [3, *self.encoder.feature_info.channels()]
+        feature_info: Any = self.encoder.feature_info
+        channels: list[int] = [3, *feature_info.channels()]
         if len(channels) - 2 > len(config.decoder_widths) or len(config.decoder_widths) > len(channels) - 1:
             raise ValueError(
                 f"got {len(config.decoder_widths)} decoder_widths, "
