@@ -146,16 +146,18 @@ async def _read_multipart(
             raise _invalid("image", f"got more than {max_images} files, wanted at most {max_images}") from error
         reason = error.message.rstrip(".")
         raise InvalidRequest(f"got a multipart body that does not parse ({reason}); send it anew, whole") from error
-    for name, value in form.multi_items():
-        if not isinstance(value, UploadFile):
-            if name == "image":
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if name != "image":
+                    raise _invalid(name, f"got a file part named {_shorten(name)}, wanted image; rename the part")
+                uploads.append(Upload(value.filename or "", value.file.read()))
+            elif name == "image":
                 raise _invalid("image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg")
-            fields.append((name, value))
-        elif name != "image":
-            raise _invalid(name, f"got a file part named {_shorten(name)}, wanted image; rename the part")
-        else:
-            uploads.append(Upload(value.filename or "", value.file.read()))
-            value.file.close()
+            else:
+                fields.append((name, value))
+    finally:
+        await form.close()
     return uploads, fields
 
 

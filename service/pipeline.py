@@ -56,7 +56,7 @@ class Pipeline:
         )
         self._pool = pool
         self._settings = settings
-        self._in_flight = 0
+        self.in_flight = 0
 
     async def segment(self, photo: Photo, draw: Callable[[Prepared, Prediction], Drawn]) -> Segmented[Drawn]:
         """Segment `photo` and `draw` its answer, within the deadline.
@@ -96,13 +96,13 @@ class Pipeline:
     @contextmanager
     def _admit(self) -> Iterator[None]:
         """Count a request in, unless the model holds all it may: a refusal must cost less than the work."""
-        if self._in_flight >= self._settings.queue_size:
+        if self.in_flight >= self._settings.queue_size:
             raise self._overloaded(self.batcher.retry_after_s())
-        self._in_flight += 1
+        self.in_flight += 1
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
     def _overloaded(self, retry_after_s: int) -> Overloaded:
         return Overloaded(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends
@@ -126,7 +127,7 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep, service: Se
     uploads, fields = await read_batch(request, settings.max_batch_body_bytes, settings.max_batch_images)
     prompt = TextPrompt(fields.text) if fields.text else None
     pipeline.predictor.check_prompt(prompt)
-    output = fields.output or (BatchOutput.ZIP if wants(request, "application/zip") else BatchOutput.NDJSON)
+    output = choose_batch_output(request, fields.output, fields.rle)
     form = Output.PNG if output is BatchOutput.ZIP else Output.RLE
     draw = drawer(form, fields.rle or Rle.COMPRESSED, pipeline.predictor)
 
@@ -243,13 +244,26 @@ def checkpoint_id(pipeline: Pipeline) -> str:
 
 
 def choose_output(request: Request, output: Output | None, rle: Rle | None) -> Output:
-    """The wanted output, else the one that the Accept header asks for; png without either."""
-    if rle is not None and output not in (None, Output.RLE):
-        detail = f"got rle={rle} with output={output}, wanted output=rle; leave one of them out"
-        raise errors.InvalidRequest(detail, errors=[{"pointer": errors.pointer("rle"), "detail": detail}])
+    """The wanted output of one photo, else the one that the Accept header asks for; png without either."""
+    refuse_idle_rle(rle, output, Output.RLE)
     if output is None:
         return Output.RLE if rle is not None or wants(request, "application/json") else Output.PNG
     return output
+
+
+def choose_batch_output(request: Request, output: BatchOutput | None, rle: Rle | None) -> BatchOutput:
+    """The wanted output of a batch, else the one that the Accept header asks for; ndjson without either."""
+    refuse_idle_rle(rle, output, BatchOutput.NDJSON)
+    if output is None:
+        return BatchOutput.ZIP if rle is None and wants(request, "application/zip") else BatchOutput.NDJSON
+    return output
+
+
+def refuse_idle_rle(rle: Rle | None, output: StrEnum | None, wanted: StrEnum) -> None:
+    """Raise InvalidRequest where `rle` would change nothing."""
+    if rle is not None and output not in (None, wanted):
+        detail = f"got rle={rle} with output={output}, wanted output={wanted}; leave one of them out"
+        raise errors.InvalidRequest(detail, errors=[{"pointer": errors.pointer("rle"), "detail": detail}])
 
 
 def wants(request: Request, media_type: str) -> bool:

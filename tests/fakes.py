@@ -163,3 +163,21 @@ def decode_rle(size: Sequence[int], counts: str | list[int]) -> Array:
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools on numpy 2
         decoded: Array = coco.decode(coco.frPyObjects(rle, *size) if isinstance(counts, list) else rle)
     return decoded
+
+
+def asgi_scope(path: str, content_type: str) -> dict[str, Any]:
+    """A POST as a server hands it over, for tests of what httpx's transport cannot do: hang up, or read as it comes."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", content_type.encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("test", 80),
+    }
