@@ -238,5 +238,5 @@ def choose_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one; `cuda` without a GPU is a ValueError."""
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
-        raise ValueError("device: got cuda, but torch sees no GPU here; set it to auto or cpu")
+        raise ValueError("got cuda, but torch sees no GPU here; set it to auto or cpu")
     return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")

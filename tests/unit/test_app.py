@@ -1,0 +1,57 @@
+"""The start: what cannot be served stops it with one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import Checkpoint, CheckpointError
+from service.app import create_app, load_folder
+from service.settings import Settings, SettingsError
+from tests.fakes import ClickModel, ColourModel, TextModel, fake_checkpoint
+
+
+def test_the_folder_is_served_by_file_name(checkpoint_folder: Path, tmp_path: Path) -> None:
+    data = (checkpoint_folder / "unet.safetensors").read_bytes()
+    (tmp_path / "b.safetensors").write_bytes(data)
+    (tmp_path / "a.safetensors").write_bytes(data)
+    (tmp_path / "notes.txt").write_text("no checkpoint")
+    (tmp_path / "backbones").mkdir()
+    (tmp_path / "backbones" / "tower.safetensors").write_bytes(b"not for serving")
+    app = create_app(Settings(checkpoints=tmp_path))
+    assert [predictor.checkpoint.name for predictor in app.state.predictors] == ["a", "b"]
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"got no \*\.safetensors, wanted at least one"):
+        load_folder(tmp_path)
+
+
+def test_a_broken_checkpoint_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors") as caught:
+        create_app(Settings(checkpoints=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_gpu_stops_the_start(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="PETSEG_DEVICE: got cuda, but torch sees no GPU"):
+        create_app(Settings(device="cuda"), [unet])
+
+
+def test_prompted_models_share_one_cache_and_image_only_models_keep_nothing() -> None:
+    kinds = (ClickModel, TextModel, ColourModel)
+    app = create_app(Settings(cache_bytes=1000), [fake_checkpoint(kind, kind.__name__) for kind in kinds])
+    click, text, colour = app.state.predictors
+    assert click.cache is text.cache
+    assert (click.cache.max_bytes, colour.cache.max_bytes) == (1000, 0)
+
+
+def test_torch_threads_are_set(unet: Checkpoint) -> None:
+    before = torch.get_num_threads()
+    try:
+        create_app(Settings(torch_threads=before + 1), [unet])
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)

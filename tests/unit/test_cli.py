@@ -1,0 +1,67 @@
+"""The command line's words: one line per model, one line per fault."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service import cli
+from service.app import create_app
+from service.settings import Settings
+from tests.fakes import ClickModel, TextModel, fake_checkpoint
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    return CliRunner()
+
+
+def test_openapi_prints_the_document(runner: CliRunner) -> None:
+    result = runner.invoke(cli.app, ["openapi"])
+    assert result.exit_code == 0
+    assert result.stdout == cli.document_text()
+
+
+def test_serve_says_in_a_line_what_each_model_takes(
+    runner: CliRunner, checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Settings] = []
+    monkeypatch.setattr(cli, "run_server", lambda app, settings: served.append(settings))
+    result = runner.invoke(cli.app, ["serve", "--checkpoints", str(checkpoint_folder), "--port", "8123"])
+    assert result.exit_code == 0, result.output
+    model, url = result.stdout.splitlines()
+    digest = create_app(Settings(checkpoints=checkpoint_folder)).state.predictors[0].checkpoint.digest
+    assert model.split() == ["unet", "unet", "takes", "no", "prompt", "32", "x", "32", "px", "0.0", "MB", digest[:12]]
+    assert url == "petseg on http://127.0.0.1:8123 (documentation at /docs)"
+    assert served[0].port == 8123
+
+
+def test_lines_say_whether_the_prompt_may_be_left_out(tmp_path: Path) -> None:
+    checkpoints = [fake_checkpoint(ClickModel, "click"), fake_checkpoint(TextModel, "text")]
+    for checkpoint in checkpoints:
+        (tmp_path / f"{checkpoint.name}.safetensors").write_bytes(bytes(1_500_000))
+    settings = Settings(checkpoints=tmp_path)
+    click, text = cli.describe_models(create_app(settings, checkpoints).state.predictors, settings)
+    assert "takes clicks  " in click
+    assert "takes a text prompt or none  " in text
+    assert "1.5 MB" in click
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "said"),
+    [
+        ({"PETSEG_PORT": "many"}, [], "PETSEG_PORT: got 'many'; "),
+        ({"PETSEG_NOPE": "1"}, [], "got the unknown setting PETSEG_NOPE, wanted one of "),
+        ({}, ["--checkpoints", "nowhere"], "nowhere: got no *.safetensors"),
+    ],
+)
+def test_a_fault_is_one_line_and_exit_code_2(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], options: list[str], said: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    result = runner.invoke(cli.app, ["serve", *options])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"petseg: {said}")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
