@@ -123,16 +123,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     model = architecture(config)
     model.drop_training_parts()
     check_backbone(path, model, card)
-    frozen = {key for key in model.state_dict() if key.split(".")[0] in model.frozen}
+    # Compared by name: load_state_dict does not count a batch norm's missing num_batches_tracked.
+    wanted = {key for key in model.state_dict() if key.split(".")[0] not in model.frozen}
+    if tensors.keys() != wanted:
+        lost, extra = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
+        raise CheckpointError(f"{path}: tensors: missing {lost[:3]}, unexpected {extra[:3]}, wanted neither")
     try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: tensors: {error}") from error
-    if set(missing) != frozen or unexpected:
-        lost = sorted(set(missing) - frozen)
-        raise CheckpointError(
-            f"{path}: tensors: missing {lost[:3]}, unexpected {sorted(unexpected)[:3]}, wanted neither"
-        )
     return Checkpoint(path.stem, model.eval(), card, hashlib.sha256(data).hexdigest())
 
 
