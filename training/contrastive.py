@@ -32,6 +32,7 @@ from training.imagenet_weights import INITIAL_WEIGHTS
 from training.pet_names import zero_shot_prompts
 from training.preparation import fingerprint, seed_of
 from training.prompt_texts import sample_texts
+from training.text_stage import train_text_tower
 from training.views import Squares, Views
 from training.zero_shot import embed_text, measure_zero_shot
 
@@ -60,7 +61,6 @@ def train_backbone(
     averaged = copy.deepcopy(clip).requires_grad_(False).eval()
     trainer = _Trainer(fabric, config, clip, averaged, len(photos))
     first_epoch = trainer.restore(run_folder / "state.pt") if resume else 0
-    figures = measure(fabric, averaged, held_out, config.batch_size) if first_epoch == config.epochs else {}
     for epoch in range(first_epoch, config.epochs):
         started = time.monotonic()
         loss = trainer.train_epoch(photos, epoch)
@@ -68,6 +68,8 @@ def train_backbone(
         row = {"epoch": epoch + 1, "image_size": config.image_size_of(epoch), "loss": round(loss, 4), **figures}
         _append_row(run_folder / "log.csv", row | {"seconds": round(time.monotonic() - started)}, new=epoch == 0)
         trainer.save(run_folder / "state.pt", epoch + 1, config)
+    if config.text_steps:
+        train_text_tower(fabric, averaged, *embed_photos(fabric, averaged, photos, config.batch_size), config)
     averaged.load_state_dict({name: value.float() for name, value in halve_matrices(averaged.state_dict()).items()})
     figures = measure(fabric, averaged, held_out, config.batch_size)  # of the weights as they are stored
     save_backbone(out, averaged, _card(config, prepared, photos, held_out, figures))
@@ -192,17 +194,23 @@ def normalise(images: Tensor) -> Tensor:
     return normalised.contiguous(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
 def measure(fabric: Fabric, clip: Any, photos: PetDataset, batch_size: int) -> dict[str, float]:
     """Zero-shot figures on whole letterboxed squares at the prepared size."""
-    clip.eval()
-    embeddings, rows = [], []
-    for images, breed_rows in DataLoader(Squares(photos), batch_size):
-        embeddings.append(clip.encode_image(normalise(images.to(fabric.device))))
-        rows.append(breed_rows.to(fabric.device))
     tokenizer = SimpleTokenizer(context_length=clip.context_length)
     scale = clip.logit_scale.exp().item()
-    return measure_zero_shot(clip, tokenizer, torch.cat(embeddings), torch.cat(rows), scale)
+    return measure_zero_shot(clip, tokenizer, *embed_photos(fabric, clip, photos, batch_size), scale)
+
+
+@torch.no_grad()
+def embed_photos(fabric: Fabric, clip: Any, photos: PetDataset, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Image embeddings [N, D] and breed rows [N] of whole photos."""
+    clip.eval()
+    batches = [
+        (clip.encode_image(normalise(images.to(fabric.device))), breed_rows.to(fabric.device))
+        for images, breed_rows in DataLoader(Squares(photos), batch_size)
+    ]
+    embeddings, rows = zip(*batches, strict=True)
+    return torch.cat(embeddings), torch.cat(rows)
 
 
 def _parameter_groups(clip: Any, config: ContrastiveConfig) -> list[dict[str, Any]]:

@@ -46,6 +46,11 @@ class ContrastiveConfig(BaseModel):
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Of the averaged weights that are measured and saved."""
     distractors_per_step: int = Field(32, ge=1)
+    text_steps: int = Field(0, ge=0)
+    """Steps at the end in which the text tower alone learns, from embeddings of the photos, to turn down any word."""
+    text_batch_size: int = Field(256, ge=2)
+    text_distractors: int = Field(128, ge=2)
+    """Words for other things in each of these steps; half of them are drawn from the whole vocabulary."""
 
     @field_validator("image_weights")
     @classmethod

@@ -3,6 +3,7 @@
 The contrastive training and the prompt sampler draw from here; `zero_shot_prompts` goes into backbone and model cards.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -163,9 +164,13 @@ _PLAIN_WORDS: tuple[str, ...] = (
     *("guitar", "piano", "camera", "umbrella", "pen", "paper", "background", "nothing", "an empty room", "landscape"),
 )
 
-_DOG_CLASSES = range(151, 269)
-_WILD_CANIDS_AND_FELIDS = range(269, 294)
-"""Numbers among ImageNet's 1,000 classes; wild relatives and house cats too, for their pictures look like pets."""
+_PET_CLASSES = range(151, 294)
+"""Among ImageNet's 1,000: dogs, wolves, foxes, cats. The wild ones too, for their pictures look like pets."""
+
+_PET_STEMS = (
+    *("cat", "kit", "dog", "pup", "pet", "paw", "fur", "meow", "purr", "woof", "bark", "feline", "canine", "hound"),
+    *("terrier", "retriev", "poodle", "bull", "spaniel", "husk", "corgi", "tabby", "mutt", "breed", "animal", "mammal"),
+)
 
 
 @cache
@@ -187,12 +192,13 @@ def find_breed(key: str) -> Breed:
 @cache
 def distractors() -> tuple[str, ...]:
     """Several hundred things that are neither cat nor dog: ImageNet's other classes and plain words, sorted."""
-    folder = resources.files("timm") / "data" / "_info"
-    lemmas = dict(line.split("\t") for line in (folder / "imagenet_synset_to_lemma.txt").read_text().splitlines())
-    synsets = (folder / "imagenet_synsets.txt").read_text().split()
-    left_out = {*_DOG_CLASSES, *_WILD_CANIDS_AND_FELIDS}
-    classes = (lemmas[synset].split(",")[0] for number, synset in enumerate(synsets) if number not in left_out)
-    return tuple(sorted({*classes, *_PLAIN_WORDS} - _pet_words()))
+    classes = (names[0] for number, names in enumerate(_imagenet_classes()) if number not in _PET_CLASSES)
+    return tuple(sorted({*classes, *_PLAIN_WORDS} - _pet_phrases()))
+
+
+def speaks_of_pets(word: str) -> bool:
+    """Whether a lower-case word stands in a breed's name, a prompt or a pet class of ImageNet, or begins like one."""
+    return word.startswith(_PET_STEMS) or word in _pet_vocabulary() or word.removesuffix("s") in _pet_vocabulary()
 
 
 def zero_shot_prompts() -> dict[str, tuple[str, ...]]:
@@ -224,7 +230,23 @@ def _breed_phrases(species: str) -> Iterable[str]:
             yield f"{breed.name} {species}" if species == "cat" else breed.name
 
 
-def _pet_words() -> set[str]:
+def _pet_phrases() -> set[str]:
     return {word for words in SPECIES_WORDS.values() for word in words} | {
         name for breed in breeds() for name in (breed.name, *breed.synonyms)
     }
+
+
+@cache
+def _pet_vocabulary() -> frozenset[str]:
+    """Single words, lower-case; those of the sentences around a name are among them."""
+    of_classes = {name for number in _PET_CLASSES for name in _imagenet_classes()[number]}
+    phrases = _pet_phrases() | of_classes | {*NEUTRAL_PROMPTS, *TEMPLATES}
+    return frozenset(word for phrase in phrases for word in re.findall("[a-z]+", phrase.lower()))
+
+
+@cache
+def _imagenet_classes() -> tuple[tuple[str, ...], ...]:
+    """The names of each of the 1,000 classes, from the lists that come with timm."""
+    folder = resources.files("timm") / "data" / "_info"
+    lemmas = dict(line.split("\t") for line in (folder / "imagenet_synset_to_lemma.txt").read_text().splitlines())
+    return tuple(tuple(lemmas[synset].split(", ")) for synset in (folder / "imagenet_synsets.txt").read_text().split())

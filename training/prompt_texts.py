@@ -4,12 +4,24 @@ Breeds repeat inside a batch, so images are matched with classes of texts, not o
 """
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from training.pet_names import NEUTRAL_PROMPTS, SPECIES_WORDS, TEMPLATES, Breed, breeds, distractors, fill
+from training.pet_names import (
+    NEUTRAL_PROMPTS,
+    SPECIES_WORDS,
+    TEMPLATES,
+    Breed,
+    breeds,
+    distractors,
+    fill,
+    speaks_of_pets,
+)
 
 SPECIES = tuple(SPECIES_WORDS)
 """Columns of the species logits."""
@@ -18,6 +30,7 @@ BREED_SPECIES = torch.tensor([SPECIES.index(breed.species) for breed in breeds()
 BREED_INDEX = {breed.key: row for row, breed in enumerate(breeds())}
 
 _HELD_OUT_EVERY = 10
+_WORD = re.compile("[a-z]{3,}")
 
 
 @dataclass(frozen=True)
@@ -41,15 +54,16 @@ class StepTexts:
         return breed, species, neutral, distractor
 
 
-def sample_texts(generator: random.Random, distractor_count: int) -> StepTexts:
-    """Template, synonym and distractor words by chance."""
+def sample_texts(generator: random.Random, distractor_count: int, vocabulary: Sequence[str] = ()) -> StepTexts:
+    """Template, synonym and distractor words by chance; with a `vocabulary`, half of the distractors come from it."""
+    drawn = distractor_count // 2 if vocabulary else 0
+    strangers = generator.sample(training_distractors(), distractor_count - drawn)
+    strangers += [" ".join(generator.choices(vocabulary, k=generator.choice((1, 1, 2)))) for _ in range(drawn)]
     return StepTexts(
         breeds=tuple(_in_a_sentence(generator.choice(_names(breed)), generator) for breed in breeds()),
         species=tuple(_in_a_sentence(generator.choice(words), generator) for words in SPECIES_WORDS.values()),
         neutral=generator.choice(NEUTRAL_PROMPTS),
-        distractors=tuple(
-            _in_a_sentence(word, generator) for word in generator.sample(training_distractors(), distractor_count)
-        ),
+        distractors=tuple(_in_a_sentence(word, generator) for word in strangers),
     )
 
 
@@ -61,6 +75,18 @@ def training_distractors() -> tuple[str, ...]:
 def held_out_distractors() -> tuple[str, ...]:
     """Every tenth word."""
     return distractors()[::_HELD_OUT_EVERY]
+
+
+def stranger_vocabulary(tokenizer: SimpleTokenizer) -> tuple[str, ...]:
+    """The whole words among CLIP's byte pairs, less all that speaks of pets and less the held-out distractors'.
+
+    A text tower that saw a thousand words has random embeddings for the others, so any of them may pass for an animal.
+    """
+    held_out = {word for phrase in held_out_distractors() for word in phrase.lower().split()}
+    words = (token.removesuffix("</w>") for token in tokenizer.encoder if token.endswith("</w>"))
+    return tuple(
+        sorted(word for word in words if _WORD.fullmatch(word) and word not in held_out and not speaks_of_pets(word))
+    )
 
 
 def _names(breed: Breed) -> tuple[str, ...]:
