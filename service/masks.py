@@ -134,7 +134,7 @@ def draw_overlay(photo: Image.Image, mask: Array) -> bytes:
     colours.putpalette(_palette())
     colours = colours.convert("RGB")
     tinted = Image.composite(Image.blend(photo, colours, _TINT), photo, _stencil(mask > 0))
-    line = _outline(mask, width_px=max(1, min(mask.shape) // 200))
+    line = _outline(mask, width_px=max(2, min(mask.shape) // 150))
     return _png(Image.composite(colours, tinted, _stencil(line)))
 
 
