@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.backbone_file import BACKBONE_FOLDER_VARIABLE
 from models.checkpoint import CHECKPOINT_FOLDER
 
 PREFIX = "PETSEG_"
@@ -79,6 +80,6 @@ def variable(name: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """PETSEG_* variables that set nothing, sorted."""
-    known = {variable(name) for name in Settings.model_fields}
+    """PETSEG_* variables that set nothing here nor in `models`, sorted."""
+    known = {BACKBONE_FOLDER_VARIABLE, *(variable(name) for name in Settings.model_fields)}
     return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)

@@ -30,7 +30,8 @@ def start(checkpoint_folder: Path, log: Path) -> tuple["subprocess.Popen[bytes]"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"PETSEG_CHECKPOINTS": str(checkpoint_folder), "PETSEG_PORT": str(port)}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PETSEG_")}
+    environment = outside | {"PETSEG_CHECKPOINTS": str(checkpoint_folder), "PETSEG_PORT": str(port)}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output

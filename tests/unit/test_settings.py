@@ -29,6 +29,11 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read_settings()
 
 
+def test_the_backbone_folder_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETSEG_BACKBONE_FOLDER", "elsewhere")
+    assert read_settings().port == 8000
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
