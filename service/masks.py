@@ -139,9 +139,13 @@ def draw_overlay(photo: Image.Image, mask: Array) -> bytes:
 
 
 def draw_cutout(photo: Image.Image, mask: Array) -> bytes:
-    """The photo's animals on transparent ground: RGBA PNG of the same size; mask: [H, W] uint8."""
-    cutout = photo.copy()
-    cutout.putalpha(_stencil(mask > 0))
+    """The photo's animals on transparent ground: RGBA PNG of the same size; mask: [H, W] uint8.
+
+    Transparent pixels are black: the rest of the photo must neither show through nor swell the file.
+    """
+    stencil = _stencil(mask > 0)
+    cutout = Image.composite(photo, Image.new("RGB", photo.size), stencil)
+    cutout.putalpha(stencil)
     return _png(cutout)
 
 
