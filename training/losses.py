@@ -1,6 +1,6 @@
 """Losses on logits and objectives on batches.
 
-A loss is (logits [B, K, H, W], target [B, H, W] int64) -> scalar and honours IGNORE_INDEX; an objective is
+A loss is (logits [B, K, H, W], target [B, H, W] int64) -> scalar and honours IGNORE; an objective is
 (model, batch) -> scalar, so that the training loop knows neither losses nor stages.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.base import SegmentationModel
 from models.layers import resize
-from training.official_layout import IGNORE as IGNORE_INDEX
+from training.official_layout import IGNORE
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = dict[str, Any]
@@ -25,8 +25,8 @@ _DICE_SMOOTH = 1.0
 
 def cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Mean negative log-likelihood over counted pixels, optionally weighted by class; 0 where none counts."""
-    total = F.cross_entropy(logits, target, class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
-    counted = target != IGNORE_INDEX
+    total = F.cross_entropy(logits, target, class_weights, ignore_index=IGNORE, reduction="sum")
+    counted = target != IGNORE
     weight = counted.sum() if class_weights is None else class_weights[target[counted]].sum()
     return total / weight.clamp(min=1e-6)
 
@@ -60,8 +60,8 @@ def hybrid(logits: Tensor, target: Tensor) -> Tensor:
 
 def focal(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over counted pixels of (1 - p)^2 times the cross-entropy (Lin et al. 2017, equation 4, gamma 2)."""
-    losses = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="none")
-    counted = target != IGNORE_INDEX
+    losses = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    counted = target != IGNORE
     modulated = (1 - (-losses).exp()).pow(_FOCAL_GAMMA) * losses
     return modulated.sum() / counted.sum().clamp(min=1)
 
@@ -129,8 +129,8 @@ def frequency_weights(pixel_counts: Tensor) -> Tensor:
 
 def _one_hot(target: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Counted pixels [B, 1, H, W] and the one-hot target [B, K, H, W] (zero where not counted), as logits' dtype."""
-    counted = (target != IGNORE_INDEX)[:, None]
-    clean = target.masked_fill(target == IGNORE_INDEX, 0)
+    counted = (target != IGNORE)[:, None]
+    clean = target.masked_fill(target == IGNORE, 0)
     one_hot = F.one_hot(clean, logits.shape[1]).permute(0, 3, 1, 2) * counted
     return counted.to(logits), one_hot.to(logits)
 

@@ -1,0 +1,137 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.letterbox import ImageTooLargeError, Letterbox, UnsupportedImageError, decode_image, image_tensor
+
+sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@given(original_size=sizes, image_size=st.sampled_from([16, 32, 65]))
+def test_points_go_there_and_back(original_size: tuple[int, int], image_size: int) -> None:
+    letterbox = Letterbox(original_size, image_size)
+    (height, width), (top, left) = letterbox.content_size, letterbox.offset
+    points = [(0.0, 0.0), (original_size[1] - 1.0, original_size[0] - 1.0)]
+    for (x, y), (moved_x, moved_y) in zip(points, letterbox.apply_points(points), strict=True):
+        assert (moved_x - left + 0.5) * original_size[1] / width - 0.5 == pytest.approx(x, abs=1e-6)
+        assert (moved_y - top + 0.5) * original_size[0] / height - 0.5 == pytest.approx(y, abs=1e-6)
+
+
+@given(original_size=sizes)
+def test_content_fills_the_longer_side_and_padding_is_symmetric(original_size: tuple[int, int]) -> None:
+    letterbox = Letterbox(original_size, 32)
+    (height, width), (top, left) = letterbox.content_size, letterbox.offset
+    assert max(height, width) == 32
+    assert min(height, width) >= 1
+    assert (32 - height - 2 * top) in (0, 1)
+    assert (32 - width - 2 * left) in (0, 1)
+
+
+def test_padding_is_the_mean_of_the_image() -> None:
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, :4] = (200, 100, 40)
+    square = Letterbox((4, 8), 8).apply_image(Image.fromarray(pixels))
+    assert square.shape == (8, 8, 3)
+    assert square[0, 0].tolist() == [100, 50, 20]
+    assert square[7, 7].tolist() == [100, 50, 20]
+    assert square[3, 0].tolist() == [200, 100, 40]
+
+
+def test_label_map_is_nearest_and_padded_with_background() -> None:
+    square = Letterbox((2, 4), 4).apply_label_map(np.array([[0, 1, 2, 255]] * 2, np.uint8))
+    assert square.tolist() == [[0] * 4, [0, 1, 2, 255], [0, 1, 2, 255], [0] * 4]
+
+
+def test_mask_in_strips_equals_the_plain_resize(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    letterbox = Letterbox((157, 211), 32)
+    plain = letterbox.restore_logits(logits).argmax(0).numpy()
+    monkeypatch.setattr("models.letterbox._STRIP_PIXELS", 1000)
+    strips = letterbox.restore_mask(logits)
+    assert strips.dtype == np.uint8
+    assert (strips == plain).mean() > 0.999  # two ways to round the same sum may differ where scores tie
+
+
+@pytest.mark.parametrize("original_size", [(1, 1), (1, 300), (300, 1), (33, 32)])
+def test_restores_any_size(original_size: tuple[int, int]) -> None:
+    letterbox = Letterbox(original_size, 32)
+    logits = torch.zeros(3, 32, 32)
+    logits[2] = 1
+    mask = letterbox.restore_mask(logits)
+    assert mask.shape == original_size
+    assert (mask == 2).all()
+
+
+def test_orientation_is_applied_and_the_size_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right by a quarter to see it upright
+    image = Image.new("RGB", (8, 4), "black")
+    image.paste("white", (0, 0, 1, 4))  # the left edge becomes the top one
+    upright, size = decode_image(encode(image, "PNG", exif=exif))
+    assert size == (8, 4)
+    assert upright.size == (4, 8)
+    assert np.asarray(upright)[0].min() == 255
+    assert np.asarray(upright)[1:].max() == 0
+
+
+def test_large_jpeg_is_decoded_reduced_but_keeps_its_size() -> None:
+    data = encode(Image.new("RGB", (1600, 800), "teal"), "JPEG")
+    reduced, size = decode_image(data, at_least=64)
+    assert size == (800, 1600)
+    assert 128 <= reduced.width < 1600
+    whole, _ = decode_image(data, at_least=400)
+    assert whole.size == (1600, 800)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "value", "wanted"),
+    [
+        ("L", "PNG", 100, (100, 100, 100)),
+        ("I;16", "PNG", 0x8000, (127, 127, 127)),
+        ("1", "PNG", 1, (255, 255, 255)),
+        ("RGBA", "PNG", (10, 20, 30, 0), (255, 255, 255)),
+        ("P", "GIF", 0, (0, 0, 0)),
+        ("CMYK", "TIFF", (0, 255, 255, 0), (255, 0, 0)),
+        ("RGB", "BMP", (1, 2, 3), (1, 2, 3)),
+        ("RGB", "WEBP", (128, 128, 128), (128, 128, 128)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, kind: str, value: object, wanted: tuple[int, int, int]) -> None:
+    image = Image.new(mode, (5, 3), value)  # type: ignore[arg-type]
+    upright, size = decode_image(encode(image, kind))
+    assert size == (3, 5)
+    assert np.abs(np.asarray(upright).astype(int) - wanted).max() <= 2
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", encode(Image.new("RGB", (64, 64)))[:60], b"%PDF-1.4 hello"])
+def test_other_content_is_refused(data: bytes) -> None:
+    with pytest.raises(UnsupportedImageError, match=r"got \d+ bytes"):
+        decode_image(data)
+
+
+def test_formats_outside_the_list_are_refused() -> None:
+    with pytest.raises(UnsupportedImageError):
+        decode_image(encode(Image.new("RGB", (8, 8)), "PPM"))
+
+
+def test_too_many_pixels_are_refused_from_the_header() -> None:
+    data = encode(Image.new("L", (3000, 3000)))
+    with pytest.raises(ImageTooLargeError, match="3000 x 3000"):
+        decode_image(data[:200], max_pixels=1000)  # no pixel of it is there to decode
+
+
+def test_image_tensor_is_scaled_to_one() -> None:
+    tensor = image_tensor(np.full((4, 4, 3), 255, np.uint8))
+    assert tensor.shape == (3, 4, 4)
+    assert tensor.max() == 1
