@@ -32,7 +32,7 @@ def _no_prompt(record: PetRecord, label_map: Array) -> Prompt:
 
 
 def _true_breed(record: PetRecord, label_map: Array) -> Prompt:
-    return TextPrompt(f"a photo of a {pet_names.find_breed(record.breed).name}")
+    return TextPrompt(pet_names.fill("a photo of a {}", pet_names.phrase(pet_names.find_breed(record.breed))))
 
 
 def _neutral(record: PetRecord, label_map: Array) -> Prompt:

@@ -191,9 +191,10 @@ def find_breed(key: str) -> Breed:
 
 @cache
 def distractors() -> tuple[str, ...]:
-    """Several hundred things that are neither cat nor dog: ImageNet's other classes and plain words, sorted."""
-    classes = (names[0] for number, names in enumerate(_imagenet_classes()) if number not in _PET_CLASSES)
-    return tuple(sorted({*classes, *_PLAIN_WORDS} - _pet_phrases()))
+    """Several hundred things that are neither cat nor dog: ImageNet's other classes and plain words."""
+    classes = [names for number, names in enumerate(_imagenet_classes()) if number not in _PET_CLASSES]
+    words = {names[0]: _innocent(names) for names in classes} | {word: word for word in _PLAIN_WORDS}
+    return tuple(words[key] for key in sorted(words.keys() - _pet_phrases()))
 
 
 def speaks_of_pets(word: str) -> bool:
@@ -224,10 +225,20 @@ def fill(template: str, name: str) -> str:
     return template.format(name)
 
 
+def phrase(breed: Breed) -> str:
+    """The breed as a sentence names it: "Siamese cat", "Beagle"."""
+    return f"{breed.name} cat" if breed.species == "cat" else breed.name
+
+
 def _breed_phrases(species: str) -> Iterable[str]:
     for breed in breeds():
         if breed.species == species:
-            yield f"{breed.name} {species}" if species == "cat" else breed.name
+            yield phrase(breed)
+
+
+def _innocent(names: tuple[str, ...]) -> str:
+    """The first name without a species in it: a lemur is called "Madagascar cat" too."""
+    return next((name for name in names if not {"cat", "dog"} & set(name.lower().split())), names[0])
 
 
 def _pet_phrases() -> set[str]:

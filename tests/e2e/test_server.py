@@ -1,11 +1,6 @@
 """A real server process: ready, asked over HTTP, asked to stop with a request in flight, gone with exit code 0."""
 
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,45 +14,8 @@ from PIL import Image
 
 from models.checkpoint import Checkpoint
 from models.letterbox import Letterbox, decode_image, image_tensor
+from tests.e2e.server import start, stop, wait_until_ready
 from tests.fakes import decode_rle, encode, read
-
-ROOT = Path(__file__).parents[2]
-START_DEADLINE_S = 60
-
-
-def start(checkpoint_folder: Path, log: Path) -> tuple["subprocess.Popen[bytes]", str]:
-    """A server on a free port, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PETSEG_")}
-    environment = outside | {"PETSEG_CHECKPOINTS": str(checkpoint_folder), "PETSEG_PORT": str(port)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output
-        )
-    return process, f"http://127.0.0.1:{port}"
-
-
-def wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    ends_at = time.monotonic() + START_DEADLINE_S
-    while time.monotonic() < ends_at:
-        if process.poll() is not None:
-            pytest.fail(f"the server ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    pytest.fail(f"the server was not ready within {START_DEADLINE_S} s:\n{log.read_text()}")
-
-
-def stop(process: "subprocess.Popen[bytes]") -> int:
-    process.send_signal(signal.SIGTERM)
-    try:
-        return process.wait(timeout=20)
-    finally:
-        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +102,7 @@ def test_sigterm_finishes_what_was_accepted(checkpoint_folder: Path, tmp_path: P
 
 def test_a_start_that_cannot_be_says_so_in_one_line(tmp_path: Path) -> None:
     process, _ = start(tmp_path, tmp_path / "log.txt")
-    assert process.wait(timeout=START_DEADLINE_S) == 2
+    assert process.wait(timeout=60) == 2
     assert (tmp_path / "log.txt").read_text() == (
         f"petseg: {tmp_path}: got no *.safetensors, wanted at least one; train one with petseg-train\n"
     )

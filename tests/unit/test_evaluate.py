@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from models.architectures.unet import UNet, UNetConfig
+from models.checkpoint import ModelCard, load_checkpoint, read_card, save_checkpoint
+from models.letterbox import Array
+from models.prompts import PointPrompt, PromptKind, TextPrompt
+from tests.fakes import ClickModel
+from training.cli import app
+from training.evaluate import PROTOCOLS, evaluate, select_records
+from training.official_layout import PetRecord, read_photo, read_records
+
+
+@pytest.fixture
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(UNetConfig(image_size=32, widths=(4, 8)))
+
+
+def test_counts_every_pixel_at_the_photos_own_size(unet: UNet, raw_pets: Path) -> None:
+    records = read_records(raw_pets, "test")
+    seen: dict[str, tuple[Array, Array]] = {}
+    result = evaluate(
+        unet, raw_pets, records, "image", batch_size=5, on_mask=lambda r, m, t: seen.update({r.name: (m, t)})
+    )
+    assert result.photos == len(records) == len(seen)
+    pixels = ignored = 0
+    for record in records:
+        photo = read_photo(raw_pets, record)
+        mask, target = seen[record.name]
+        assert mask.shape == target.shape == (photo.image.height, photo.image.width)
+        pixels += target.size
+        ignored += int((target == 255).sum())
+    assert ignored > 0
+    assert int(result.confusion["ignore"].sum()) == pixels - ignored
+    assert int(result.confusion["background"].sum()) == pixels
+
+
+def test_batches_do_not_change_the_count(unet: UNet, raw_pets: Path) -> None:
+    records = read_records(raw_pets, "test")
+    one, many = (evaluate(unet, raw_pets, records, "image", batch_size=size) for size in (1, 7))
+    difference = (one.confusion["ignore"] - many.confusion["ignore"]).abs().sum()
+    assert difference <= 1e-4 * one.confusion["ignore"].sum()
+
+
+def test_a_missing_photo_is_named_and_skipped(unet: UNet, raw_pets: Path) -> None:
+    records = (*read_records(raw_pets, "test")[:2], PetRecord("Siamese_9999", "Siamese", 1))
+    result = evaluate(unet, raw_pets, records, "image")
+    assert result.photos == 2
+    assert list(result.skipped) == ["Siamese_9999"]
+
+
+def test_clicks_are_judged_on_animal_against_background(raw_pets: Path) -> None:
+    model = ClickModel(ClickModel.Config(image_size=32, class_names=("background", "object")))
+    result = evaluate(model, raw_pets, read_records(raw_pets, "test"), "one_click")
+    assert result.confusion["ignore"].shape == (2, 2)
+    assert result.confusion["ignore"][1].sum() > 0
+
+
+def test_the_prompt_of_each_protocol() -> None:
+    record = PetRecord("american_bulldog_7", "american_bulldog", 2)
+    label_map = np.zeros((5, 6), np.uint8)
+    label_map[2, 3], label_map[2, 4] = 2, 255
+    assert PROTOCOLS[PromptKind.TEXT]["self_picked"](record, label_map) is None
+    assert PROTOCOLS[PromptKind.TEXT]["true_breed"](record, label_map) == TextPrompt("a photo of an American Bulldog")
+    assert PROTOCOLS[PromptKind.TEXT]["neutral"](record, label_map) == TextPrompt("a photo of a pet")
+    assert PROTOCOLS[PromptKind.POINTS]["one_click"](record, label_map) == PointPrompt(((3.0, 2.0),), (1,))
+
+
+def test_the_parts_of_trainval_are_apart(raw_pets: Path) -> None:
+    train, validation = (set(select_records(raw_pets, split, 0.25, 0)) for split in ("train", "validation"))
+    assert not train & validation
+    assert train | validation == set(select_records(raw_pets, "trainval", 0.25, 0))
+    with pytest.raises(ValueError, match="got split 'holdout'"):
+        select_records(raw_pets, "holdout", 0.25, 0)
+
+
+def test_unknown_protocol_is_named(unet: UNet, raw_pets: Path) -> None:
+    with pytest.raises(ValueError, match="got protocol 'one_click', wanted one of image"):
+        evaluate(unet, raw_pets, (), "one_click")
+
+
+def test_the_command_records_its_scores_in_the_card(unet: UNet, raw_pets: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    card = ModelCard(architecture="unet", config=unet.config.model_dump(mode="json"))
+    save_checkpoint(path, unet, card)
+    before = load_checkpoint(path).model.state_dict()
+    result = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(raw_pets), "--record"])
+    assert result.exit_code == 0, result.output
+    metrics = read_card(path).metrics["test"]
+    assert metrics["image"]["photos"] == 12
+    assert 0 < metrics["image"]["boundary_ignore"]["mean_iou"] < 1
+    after = load_checkpoint(path).model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
