@@ -9,7 +9,6 @@ import csv
 import json
 import math
 import random
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from training.pet_names import zero_shot_prompts
 from training.preparation import fingerprint, seed_of
 from training.prompt_texts import sample_texts
 from training.text_stage import train_text_tower
+from training.train import git_commit
 from training.views import Squares, Views
 from training.zero_shot import embed_text, measure_zero_shot
 
@@ -265,13 +265,5 @@ def _card(
         },
         training=json.loads(config.model_dump_json()),
         seed=config.seed,
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
     )
-
-
-def _git_commit() -> str | None:
-    """The commit that the code stands at, where it runs from a checkout."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
