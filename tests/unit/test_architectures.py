@@ -191,3 +191,24 @@ def test_padding_clicks_do_not_count() -> None:
         assert torch.equal(first, model.decode(features, default_collate([moved])))
         other = model.prompt_tensors(PointPrompt(((50.0, 40.0),), (1,)), Letterbox((side, side), side))
         assert not torch.equal(first, model.decode(features, default_collate([other])))
+
+
+@pytest.mark.parametrize("recipe", list_configs())
+def test_bfloat16_autocast_runs_and_stays_close(recipe: str) -> None:
+    model = build(recipe).eval()
+    images, prompt = batch(model, 2)
+    with torch.no_grad():
+        exact = model(images, prompt)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(images, prompt).float()
+    assert (rounded - exact).abs().mean() <= 0.1 * exact.abs().mean() + 0.05
+
+
+def test_clip_picks_its_own_prompt_under_autocast() -> None:
+    model = build("clip-compact").eval()
+    side = model.config.image_size
+    none = default_collate([model.prompt_tensors(None, Letterbox((side, side), side))] * 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        images = torch.rand(2, 3, side, side)
+        assert None not in model.chosen_prompts(model.encode(images), none)
+        assert model(images, none).isfinite().all()
