@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.progress import track
 from torch import Generator, Tensor
 from torch.utils.data import default_collate
@@ -25,6 +26,9 @@ from training.preparation import assign_splits, seed_of
 
 Prompter = Callable[[PetRecord, Array], Prompt]
 """(record, label map [H, W]) -> the prompt that this protocol gives, in pixels of the photo."""
+
+Alter = Callable[[PetRecord, Image.Image], Image.Image]
+"""(record, upright RGB photo) -> the photo that is segmented instead, of the same size."""
 
 
 def _no_prompt(record: PetRecord, label_map: Array) -> Prompt:
@@ -81,11 +85,14 @@ def evaluate(
     device: torch.device | None = None,
     batch_size: int = 16,
     on_mask: Callable[[PetRecord, Array, Array], None] | None = None,
+    alter: Alter | None = None,
+    description: str | None = None,
 ) -> Evaluated:
     """Segment `records` of the official layout under `root` and count pixels at each photo's own size.
 
     A model with two classes is judged on animal against background. `on_mask` is called with each record, its mask
-    [H, W] uint8 and its target [H, W] uint8.
+    [H, W] uint8 and its target [H, W] uint8. `alter` changes each photo before it is letterboxed; `description`
+    stands before the progress bar.
     """
     protocols = PROTOCOLS[model.prompt_kind]
     if protocol not in protocols:
@@ -97,8 +104,8 @@ def evaluate(
     }
     skipped: dict[str, str] = {}
     photos = 0
-    batches = _batched(_examples(model, root, records, protocols[protocol], skipped), batch_size)
-    for batch in track(batches, description=protocol, total=-(-len(records) // batch_size)):
+    batches = _batched(_examples(model, root, records, protocols[protocol], skipped, alter), batch_size)
+    for batch in track(batches, description=description or protocol, total=-(-len(records) // batch_size)):
         logits = predict(model, [(image, prompt) for _, image, prompt, _, _ in batch], device)
         for (record, _, _, letterbox, target), scored in zip(batch, logits, strict=True):
             mask = letterbox.restore_mask(scored)
@@ -140,7 +147,12 @@ _Example = tuple[PetRecord, Tensor, dict[str, Tensor], Letterbox, Array]
 
 
 def _examples(
-    model: SegmentationModel, root: Path, records: Sequence[PetRecord], prompter: Prompter, skipped: dict[str, str]
+    model: SegmentationModel,
+    root: Path,
+    records: Sequence[PetRecord],
+    prompter: Prompter,
+    skipped: dict[str, str],
+    alter: Alter | None,
 ) -> Iterator[_Example]:
     for record in records:
         try:
@@ -148,9 +160,10 @@ def _examples(
         except ExampleError as error:
             skipped[record.name] = str(error)
             continue
+        image = photo.image if alter is None else alter(record, photo.image)
         letterbox = Letterbox((photo.image.height, photo.image.width), model.config.image_size)
         prompt = model.prompt_tensors(prompter(record, photo.label_map), letterbox)
-        yield record, image_tensor(letterbox.apply_image(photo.image)), prompt, letterbox, photo.label_map
+        yield record, image_tensor(letterbox.apply_image(image)), prompt, letterbox, photo.label_map
 
 
 def _batched(examples: Iterator[_Example], size: int) -> Iterator[list[_Example]]:
