@@ -1,5 +1,5 @@
 """`python -m training` is `petseg-train`."""
 
-from training.cli import app
+from training.cli import main
 
-app(prog_name="petseg-train")
+main()

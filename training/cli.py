@@ -1,6 +1,7 @@
 """`petseg-train`: from photos to checkpoints and their scores. Also `python -m training`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,15 @@ DEFAULT_PREPARED = Path("data/prepared")
 Data = Annotated[Path, typer.Option(help="Folder in the official Oxford-IIIT Pet layout.")]
 Prepared = Annotated[Path, typer.Option(help="Parent folder of the prepared sets.")]
 ConfigName = Annotated[str, typer.Argument(help="A recipe's name or a TOML file; `configs` lists them.")]
+
+
+def main() -> None:
+    """The command line; what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        typer.echo(f"petseg-train: {error}", err=True)
+        sys.exit(2)
 
 
 @app.command()
