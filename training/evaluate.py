@@ -105,7 +105,8 @@ def evaluate(
     skipped: dict[str, str] = {}
     photos = 0
     batches = _batched(_examples(model, root, records, protocols[protocol], skipped, alter), batch_size)
-    for batch in track(batches, description=description or protocol, total=-(-len(records) // batch_size)):
+    total = -(-len(records) // batch_size)
+    for batch in track(batches, description=description or protocol, total=total, transient=True):
         logits = predict(model, [(image, prompt) for _, image, prompt, _, _ in batch], device)
         for (record, _, _, letterbox, target), scored in zip(batch, logits, strict=True):
             mask = letterbox.restore_mask(scored)
