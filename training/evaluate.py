@@ -1,42 +1,48 @@
-"""Scores of any checkpoint on any folder in the official layout, at each photo's own size.
+"""Scores of any checkpoint on any folder in the official layout, at each photo's own size: one prompt, one mask.
 
 Photos pass through the functions that the service calls, so the mask that is measured is the mask that is served.
+What takes more than one prompt has its own file: `click_evaluation.py`, `referring.py`. `measure.py` runs them all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from rich.progress import track
 from torch import Generator, Tensor
-from torch.utils.data import default_collate
 
 from models.base import SegmentationModel
-from models.letterbox import Array, Letterbox, image_tensor
+from models.letterbox import Array
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt
 from training import pet_names
+from training.bootstrap import estimate_mean, estimate_mean_iou
+from training.boundary import boundary_iou, tolerance_px
 from training.dataset import Boundary
+from training.encoded_pictures import BATCH_SIZE, CPU, EncodedPictures, PhotoReader
 from training.metrics import confusion_matrix, scores
-from training.official_layout import BACKGROUND, IGNORE, ExampleError, OfficialList, PetRecord, read_photo, read_records
+from training.official_layout import BACKGROUND, IGNORE, OfficialList, PetRecord, read_records
 from training.preparation import assign_splits, seed_of
 
 Prompter = Callable[[PetRecord, Array], Prompt]
 """(record, label map [H, W]) -> the prompt that this protocol gives, in pixels of the photo."""
 
-Alter = Callable[[PetRecord, Image.Image], Image.Image]
-"""(record, upright RGB photo) -> the photo that is segmented instead, of the same size."""
+OnMask = Callable[[PetRecord, Array, Array], None]
+"""Told of each record, its mask [H, W] uint8 and its target [H, W] uint8 in the model's classes."""
 
 
 def _no_prompt(record: PetRecord, label_map: Array) -> Prompt:
     return None
 
 
-def _true_breed(record: PetRecord, label_map: Array) -> Prompt:
+def breed_prompt(record: PetRecord) -> TextPrompt:
+    """The breed as the file name gives it away (study)."""
     return TextPrompt(pet_names.fill("a photo of a {}", pet_names.phrase(pet_names.find_breed(record.breed))))
+
+
+def _true_breed(record: PetRecord, label_map: Array) -> Prompt:
+    return breed_prompt(record)
 
 
 def _neutral(record: PetRecord, label_map: Array) -> Prompt:
@@ -63,17 +69,35 @@ class Evaluated:
     """One protocol's outcome."""
 
     protocol: str
-    confusion: dict[Boundary, Tensor]
-    """[K, K] int64 over all counted pixels, rows the truth."""
+    photo_names: tuple[str, ...]
+    by_photo: dict[Boundary, Tensor]
+    """[N, K, K] int64 over each photo's counted pixels, rows the truth."""
+    boundary_iou: Tensor
+    """[N] float64 of the animal's outline, boundary ring ignored."""
     class_names: tuple[str, ...]
-    photos: int
     skipped: dict[str, str]
     """Photo -> why it could not be read."""
 
-    def summary(self) -> dict[str, Any]:
-        """Scores for both boundary protocols, rounded for a model card."""
-        both = {f"boundary_{key}": _rounded(scores(value, self.class_names)) for key, value in self.confusion.items()}
-        return {"protocol": self.protocol, "photos": self.photos, **both}
+    @property
+    def photos(self) -> int:
+        """How many were read."""
+        return len(self.photo_names)
+
+    @property
+    def confusion(self) -> dict[Boundary, Tensor]:
+        """[K, K] int64 over all counted pixels."""
+        return {boundary: counts.sum(0) for boundary, counts in self.by_photo.items()}
+
+    def summary(self, *, intervals: bool = True) -> dict[str, Any]:
+        """Scores for both boundary protocols, rounded for a model card; intervals by resampling photos."""
+        both = {
+            f"boundary_{key}": _rounded(scores(counts.sum(0), self.class_names))
+            | estimate_mean_iou(counts, intervals=intervals)
+            for key, counts in self.by_photo.items()
+        }
+        outline = {"boundary_iou": estimate_mean(self.boundary_iou, intervals=intervals)}
+        skipped = {"skipped": self.skipped} if self.skipped else {}
+        return {"protocol": self.protocol, "photos": self.photos, **both, **outline, **skipped}
 
 
 def evaluate(
@@ -82,54 +106,85 @@ def evaluate(
     records: Sequence[PetRecord],
     protocol: str,
     *,
-    device: torch.device | None = None,
-    batch_size: int = 16,
-    on_mask: Callable[[PetRecord, Array, Array], None] | None = None,
-    alter: Alter | None = None,
-    description: str | None = None,
+    device: torch.device = CPU,
+    batch_size: int = BATCH_SIZE,
+    on_mask: OnMask | None = None,
 ) -> Evaluated:
+    """`evaluate_protocols` of one protocol."""
+    told = None if on_mask is None else {protocol: on_mask}
+    return evaluate_protocols(model, root, records, (protocol,), device=device, batch_size=batch_size, on_mask=told)[
+        protocol
+    ]
+
+
+def evaluate_protocols(
+    model: SegmentationModel,
+    root: Path,
+    records: Sequence[PetRecord],
+    protocols: Sequence[str],
+    *,
+    device: torch.device = CPU,
+    batch_size: int = BATCH_SIZE,
+    on_mask: dict[str, OnMask] | None = None,
+) -> dict[str, Evaluated]:
     """Segment `records` of the official layout under `root` and count pixels at each photo's own size.
 
-    A model with two classes is judged on animal against background. `on_mask` is called with each record, its mask
-    [H, W] uint8 and its target [H, W] uint8. `alter` changes each photo before it is letterboxed; `description`
-    stands before the progress bar.
+    Every photo is read and encoded once for all protocols. A model with two classes is judged on animal against
+    background. `on_mask` holds listeners by protocol.
     """
-    protocols = PROTOCOLS[model.prompt_kind]
-    if protocol not in protocols:
-        raise ValueError(f"got protocol {protocol!r}, wanted one of {', '.join(protocols)}")
+    prompters = PROTOCOLS[model.prompt_kind]
+    for name in protocols:
+        if name not in prompters:
+            raise ValueError(f"got protocol {name!r}, wanted one of {', '.join(prompters)}")
     classes = len(model.config.class_names)
-    confusion: dict[Boundary, Tensor] = {
-        "ignore": torch.zeros(classes, classes, dtype=torch.int64),
-        "background": torch.zeros(classes, classes, dtype=torch.int64),
+    reader = PhotoReader(root, records)
+    counts = {name: _Counts(classes) for name in protocols}
+    names: list[str] = []
+    for batch in reader.batches(", ".join(protocols), batch_size):
+        pictures = EncodedPictures(model, [photo.image for _, photo in batch], device)
+        targets = [model_target(photo.label_map, classes) for _, photo in batch]
+        names += [record.name for record, _ in batch]
+        for name in protocols:
+            prompts = [prompters[name](record, photo.label_map) for record, photo in batch]
+            for (record, _), mask, target in zip(batch, pictures.masks(prompts), targets, strict=True):
+                counts[name].add(mask, target)
+                if on_mask is not None and name in on_mask:
+                    on_mask[name](record, mask, target)
+    return {
+        name: Evaluated(name, tuple(names), *counted.stacked(), model.config.class_names, reader.skipped)
+        for name, counted in counts.items()
     }
-    skipped: dict[str, str] = {}
-    photos = 0
-    batches = _batched(_examples(model, root, records, protocols[protocol], skipped, alter), batch_size)
-    total = -(-len(records) // batch_size)
-    for batch in track(batches, description=description or protocol, total=total, transient=True):
-        logits = predict(model, [(image, prompt) for _, image, prompt, _, _ in batch], device)
-        for (record, _, _, letterbox, target), scored in zip(batch, logits, strict=True):
-            mask = letterbox.restore_mask(scored)
-            binary = np.where((target != IGNORE) & (target > classes - 1), classes - 1, target)
-            for boundary, counts in confusion.items():
-                truth = np.where(binary == IGNORE, BACKGROUND, binary) if boundary == "background" else binary
-                counts += confusion_matrix(torch.from_numpy(mask), torch.from_numpy(truth), classes)
-            if on_mask is not None:
-                on_mask(record, mask, binary)
-            photos += 1
-    return Evaluated(protocol, confusion, model.config.class_names, photos, skipped)
 
 
-@torch.inference_mode()
-def predict(
-    model: SegmentationModel, examples: Sequence[tuple[Tensor, dict[str, Tensor]]], device: torch.device | None = None
-) -> Tensor:
-    """Logits [B, K, S, S] float32 on the CPU of images [3, S, S] with their prompt tensors."""
-    device = device or torch.device("cpu")
-    images = torch.stack([image for image, _ in examples]).to(device, memory_format=torch.channels_last)
-    prompts = {key: value.to(device) for key, value in default_collate([prompt for _, prompt in examples]).items()}
-    logits: Tensor = model.eval()(images, prompts)
-    return logits.float().cpu()
+class _Counts:
+    """What one protocol counts of each photo."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._confusion: dict[Boundary, list[Tensor]] = {"ignore": [], "background": []}
+        self._boundary_iou: list[float] = []
+
+    def add(self, mask: Array, target: Array) -> None:
+        for boundary, confusions in self._confusion.items():
+            confusions.append(count_pixels(mask, target, boundary, self._classes))
+        animal = int(target[target != IGNORE].max())
+        self._boundary_iou.append(boundary_iou(mask, target, animal, tolerance_px(*target.shape)))
+
+    def stacked(self) -> tuple[dict[Boundary, Tensor], Tensor]:
+        empty = torch.zeros(0, self._classes, self._classes, dtype=torch.int64)
+        by_photo = {key: torch.stack(each) if each else empty for key, each in self._confusion.items()}
+        return by_photo, torch.tensor(self._boundary_iou, dtype=torch.float64)
+
+
+def model_target(label_map: Array, classes: int) -> Array:
+    """Label map [H, W] {0 background, 1 cat, 2 dog, 255} in the classes of a model; with two, any animal is class 1."""
+    return np.where((label_map != IGNORE) & (label_map >= classes), np.uint8(classes - 1), label_map)
+
+
+def count_pixels(mask: Array, target: Array, boundary: Boundary, classes: int) -> Tensor:
+    """Confusion matrix [K, K] int64 of one photo; pixels of target 255 are left out, or are background."""
+    truth = np.where(target == IGNORE, np.uint8(BACKGROUND), target) if boundary == "background" else target
+    return confusion_matrix(torch.from_numpy(mask), torch.from_numpy(truth), classes)
 
 
 def select_records(root: Path, split: str, validation_fraction: float, seed: int) -> tuple[PetRecord, ...]:
@@ -144,38 +199,9 @@ def select_records(root: Path, split: str, validation_fraction: float, seed: int
     return tuple(record for record in records if assigned[record.name] == split)
 
 
-_Example = tuple[PetRecord, Tensor, dict[str, Tensor], Letterbox, Array]
-
-
-def _examples(
-    model: SegmentationModel,
-    root: Path,
-    records: Sequence[PetRecord],
-    prompter: Prompter,
-    skipped: dict[str, str],
-    alter: Alter | None,
-) -> Iterator[_Example]:
-    for record in records:
-        try:
-            photo = read_photo(root, record)
-        except ExampleError as error:
-            skipped[record.name] = str(error)
-            continue
-        image = photo.image if alter is None else alter(record, photo.image)
-        letterbox = Letterbox((photo.image.height, photo.image.width), model.config.image_size)
-        prompt = model.prompt_tensors(prompter(record, photo.label_map), letterbox)
-        yield record, image_tensor(letterbox.apply_image(image)), prompt, letterbox, photo.label_map
-
-
-def _batched(examples: Iterator[_Example], size: int) -> Iterator[list[_Example]]:
-    batch: list[_Example] = []
-    for example in examples:
-        batch.append(example)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def every_kth(records: Sequence[PetRecord], limit: int) -> tuple[PetRecord, ...]:
+    """At most `limit` records, every k-th of the list: lists are sorted by breed, so all breeds stay in proportion."""
+    return tuple(records[:: -(-len(records) // limit) or 1])
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,16 +21,25 @@ def confusion_matrix(mask: Tensor, target: Tensor, classes: int) -> Tensor:
     return multiclass_confusion_matrix(mask[counted].long(), target[counted].long(), classes, validate_args=False)
 
 
+def class_iou(confusion: Tensor) -> Tensor:
+    """IoU [..., K] float64 from counts [..., K, K]; NaN for a class neither there nor predicted."""
+    counts = confusion.double()
+    both = counts.diagonal(dim1=-2, dim2=-1)
+    return both / (counts.sum(-1) + counts.sum(-2) - both)
+
+
+def mean_iou(confusion: Tensor) -> Tensor:
+    """Mean of `class_iou` [...] over the classes seen; 0 where nothing was counted."""
+    return class_iou(confusion).nanmean(-1).nan_to_num(0.0)
+
+
 def scores(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """Per-class IoU and Dice, their means, and pixel accuracy, in [0, 1]; means leave out a class never seen."""
-    counts = confusion.double()
-    truth, predicted, both = counts.sum(1), counts.sum(0), counts.diag()
-    union = truth + predicted - both
-    seen = union > 0
-    iou = both / union.clamp(min=1)
-    dice = 2 * both / (truth + predicted).clamp(min=1)
+    counts, iou = confusion.double(), class_iou(confusion)
+    both, seen = counts.diag(), ~iou.isnan()
+    dice = 2 * both / (counts.sum(0) + counts.sum(1)).clamp(min=1)
     return {
-        "mean_iou": float(iou[seen].mean()) if seen.any() else 0.0,
+        "mean_iou": float(mean_iou(confusion)),
         "iou": {name: round(float(value), 4) for name, value, ok in zip(class_names, iou, seen, strict=True) if ok},
         "dice": float(dice[seen].mean()) if seen.any() else 0.0,
         "pixel_accuracy": float(both.sum() / counts.sum().clamp(min=1)),
