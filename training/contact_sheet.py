@@ -13,7 +13,7 @@ from models.prompts import PointPrompt, Prompt, TextPrompt
 from training.dataset import PetDataset
 from training.official_layout import CAT, DOG, IGNORE
 
-_COLOURS = {CAT: (230, 60, 60), DOG: (60, 90, 240), IGNORE: (250, 220, 40)}
+CLASS_COLOURS = {CAT: (230, 60, 60), DOG: (60, 90, 240), IGNORE: (250, 220, 40)}
 _CAPTION_PX = 14
 _CELL_PX = 160
 
@@ -41,7 +41,7 @@ def contact_sheet(dataset: PetDataset, path: Path, count: int = 36) -> None:
 def overlay(image: Array, target: Array) -> Array:
     """Image [H, W, 3] uint8 with the classes of `target` [H, W] laid over it half transparent."""
     blended = image.copy()
-    for value, colour in _COLOURS.items():
+    for value, colour in CLASS_COLOURS.items():
         chosen = target == value
         blended[chosen] = (blended[chosen].astype(np.uint16) + np.array(colour, np.uint16)) // 2
     return blended
