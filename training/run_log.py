@@ -55,14 +55,7 @@ class RunLog:
             f"{stage} epoch {epoch}: " + "  ".join(f"{k} {v:.4f}" for k, v in flat.items()), highlight=False
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "log.csv"
-        row = {"stage": stage, "epoch": epoch, **flat}
-        known = _columns(path)
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, known or list(row), restval="", extrasaction="ignore")
-            if not known:
-                writer.writeheader()
-            writer.writerow(row)
+        _append(self.folder / "log.csv", {"stage": stage, "epoch": epoch, **flat})
         for key, value in flat.items():
             self._tensorboard().add_scalar(f"{stage}/{key}", value, epoch)
 
@@ -79,11 +72,28 @@ class RunLog:
         return self._writer
 
 
-def _columns(path: Path) -> list[str]:
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a log.csv, an empty string where an epoch did not measure something; [] without a file.
+
+    An epoch that a killed run repeated stands once, as it went the last time.
+    """
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return next(csv.reader(file), [])
+        rows = {(row["stage"], row["epoch"]): row for row in csv.DictReader(file)}
+    return list(rows.values())
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    rows = read_log(path)
+    columns = list(dict.fromkeys(column for each in (*rows, row) for column in each))
+    # Written anew each time: a later stage measures what an earlier one did not, and then the header grows.
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+    partial.replace(path)
 
 
 def _flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
