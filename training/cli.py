@@ -134,6 +134,7 @@ def train(
     accelerator: Annotated[str, typer.Option(help="Lightning Fabric's: auto, cpu, cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, on each machine.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines; start each with torchrun.")] = 1,
+    report: Annotated[bool, typer.Option(help="Write report/ with curves, scores and masks when trained.")] = True,
 ) -> None:
     """Train a recipe and write its checkpoint; started again after a kill, it goes on."""
     from lightning_fabric import Fabric
@@ -146,8 +147,32 @@ def train(
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=loaded.precision)
     fabric.launch()
     checkpoint = run_training(Run(name, loaded, data, prepared, out or Path("runs") / name, workers), fabric)
-    if fabric.is_global_zero:
-        typer.echo(f"wrote {checkpoint}")
+    if not fabric.is_global_zero:
+        return
+    typer.echo(f"wrote {checkpoint}")
+    if report:
+        from training.report import write_report
+
+        try:
+            typer.echo(f"wrote {write_report(checkpoint.parent, data, device=fabric.device)}")
+        except FileNotFoundError as error:  # trained from a prepared set whose photos are elsewhere by now
+            typer.echo(f"no report: {error}", err=True)
+
+
+@app.command("report")
+def make_report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    data: Data = DEFAULT_DATA,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; the run's report/ where left out.")] = None,
+    limit: Limit = None,
+    device: Device = "cpu",
+) -> None:
+    """Show what came of a run: curves, scores, confusion, best and worst masks on one page."""
+    import torch
+
+    from training.report import write_report
+
+    typer.echo(f"wrote {write_report(run, data, out, limit=limit, device=torch.device(device))}")
 
 
 @app.command()
@@ -169,7 +194,7 @@ def evaluate(
 
     from models.checkpoint import load_checkpoint, update_card
     from training.evaluate import every_kth, select_records
-    from training.measure import measure, protocol_names
+    from training.measure import as_json, measure, protocol_names
 
     if record and limit is not None:
         raise ValueError("got --record with --limit; a card holds scores of whole lists, leave one of the two out")
@@ -182,7 +207,7 @@ def evaluate(
     model = loaded.model.to(torch.device(device)).to(memory_format=torch.channels_last)
     protocols = [protocol] if protocol else list(protocol_names(model.prompt_kind))[: 1 if quick else None]
     results = measure(model, data, records, protocols, intervals=not quick, device=torch.device(device))
-    typer.echo(json.dumps({"checkpoint": checkpoint.name, "split": split, **results}, indent=2))
+    typer.echo(as_json({"checkpoint": checkpoint.name, "split": split, **results}))
     if record:
         # Beside what was measured of the same weights before, perhaps under another protocol.
         measured = {**loaded.card.metrics.get(split, {}), "data": f"Oxford-IIIT Pet, {split} list", **results}

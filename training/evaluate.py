@@ -91,8 +91,8 @@ class Evaluated:
     def summary(self, *, intervals: bool = True) -> dict[str, Any]:
         """Scores for both boundary protocols, rounded for a model card; intervals by resampling photos."""
         both = {
-            f"boundary_{key}": _rounded(scores(counts.sum(0), self.class_names))
-            | estimate_mean_iou(counts, intervals=intervals)
+            f"boundary_{key}": estimate_mean_iou(counts, intervals=intervals)
+            | _rounded(scores(counts.sum(0), self.class_names))
             for key, counts in self.by_photo.items()
         }
         outline = {"boundary_iou": estimate_mean(self.boundary_iou, intervals=intervals)}

@@ -1,5 +1,7 @@
 """All that is measured of a checkpoint, chosen by its prompt kind, as JSON. Called by `petseg-train evaluate`."""
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,8 @@ def measure(
         if name in chosen:
             results[name] = extended(model, root, records, intervals=intervals, **options)
     return results
+
+
+def as_json(results: dict[str, Any]) -> str:
+    """Indented, but an interval stays on its line."""
+    return re.sub(r"\[\s+([^\s,\[\]]+),\s+([^\s,\[\]]+)\s+\]", r"[\1, \2]", json.dumps(results, indent=2))

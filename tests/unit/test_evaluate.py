@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +7,14 @@ import torch
 from typer.testing import CliRunner
 
 from models.architectures.unet import UNet, UNetConfig
+from models.base import ArchitectureConfig
 from models.checkpoint import ModelCard, load_checkpoint, read_card, save_checkpoint
 from models.letterbox import Array
 from models.prompts import PointPrompt, PromptKind, TextPrompt
-from tests.fakes import ClickModel
+from tests.drawn_photos import write_block
+from tests.fakes import ClickModel, ColourModel, TextModel
 from training.cli import app
-from training.evaluate import PROTOCOLS, evaluate, select_records
+from training.evaluate import PROTOCOLS, evaluate, evaluate_protocols, select_records
 from training.official_layout import PetRecord, read_photo, read_records
 
 
@@ -47,11 +50,43 @@ def test_batches_do_not_change_the_count(unet: UNet, raw_pets: Path) -> None:
     assert difference <= 1e-4 * one.confusion["ignore"].sum()
 
 
+def test_scores_of_each_photo_are_kept(tmp_path: Path) -> None:
+    # ColourModel paints red a cat: right on the first photo, a cat of another colour on the second is missed.
+    blue = write_block(tmp_path, "pug_1", 2)
+    records = (write_block(tmp_path, "Siamese_1", 1), PetRecord(blue.name, "Siamese", 1))
+    result = evaluate(ColourModel(ArchitectureConfig(image_size=32)), tmp_path, records, "image")
+    assert result.photo_names == ("Siamese_1", "pug_1")
+    empty, full = 32 * 32 - 256, 256
+    assert result.by_photo["ignore"].tolist() == [
+        [[empty, 0, 0], [0, full, 0], [0, 0, 0]],
+        [[empty, 0, 0], [0, 0, full], [0, 0, 0]],
+    ]
+    assert result.boundary_iou.tolist() == [1, 0]
+    summary = result.summary()
+    # Background 1, cat 1/2, dog 0.
+    assert summary["boundary_ignore"]["mean_iou"] == 0.5
+    assert summary["boundary_ignore"]["mean_iou_interval"] == [pytest.approx(1 / 3, abs=1e-4), 1.0]
+    assert summary["boundary_iou"] == {"mean": 0.5, "interval": [0.0, 1.0]}
+
+
+def test_protocols_share_one_encoding(raw_pets: Path) -> None:
+    model = TextModel(ArchitectureConfig(image_size=32))
+    records = read_records(raw_pets, "test")
+    together = evaluate_protocols(model, raw_pets, records, ["self_picked", "neutral"])
+    assert sum(model.encoded_rows) == len(records)
+    assert sum(model.decoded_rows) == 2 * len(records)
+    for name, result in together.items():
+        alone = evaluate(model, raw_pets, records, name)
+        assert torch.equal(alone.confusion["ignore"], result.confusion["ignore"])
+    assert not torch.equal(together["neutral"].confusion["ignore"], together["self_picked"].confusion["ignore"])
+
+
 def test_a_missing_photo_is_named_and_skipped(unet: UNet, raw_pets: Path) -> None:
     records = (*read_records(raw_pets, "test")[:2], PetRecord("Siamese_9999", "Siamese", 1))
     result = evaluate(unet, raw_pets, records, "image")
     assert result.photos == 2
     assert list(result.skipped) == ["Siamese_9999"]
+    assert list(result.summary()["skipped"]) == ["Siamese_9999"]
 
 
 def test_clicks_are_judged_on_animal_against_background(raw_pets: Path) -> None:
@@ -84,15 +119,37 @@ def test_unknown_protocol_is_named(unet: UNet, raw_pets: Path) -> None:
         evaluate(unet, raw_pets, (), "one_click")
 
 
-def test_the_command_records_its_scores_in_the_card(unet: UNet, raw_pets: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def checkpoint(unet: UNet, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.safetensors"
-    card = ModelCard(architecture="unet", config=unet.config.model_dump(mode="json"))
-    save_checkpoint(path, unet, card)
-    before = load_checkpoint(path).model.state_dict()
-    result = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(raw_pets), "--record"])
+    metrics = {"test": {"old": {"mean_iou": 0.1}}}
+    save_checkpoint(
+        path, unet, ModelCard(architecture="unet", config=unet.config.model_dump(mode="json"), metrics=metrics)
+    )
+    return path
+
+
+def test_the_command_records_its_scores_in_the_card(checkpoint: Path, raw_pets: Path) -> None:
+    before = load_checkpoint(checkpoint).model.state_dict()
+    result = CliRunner().invoke(app, ["evaluate", str(checkpoint), "--data", str(raw_pets), "--record"])
     assert result.exit_code == 0, result.output
-    metrics = read_card(path).metrics["test"]
+    metrics = read_card(checkpoint).metrics["test"]
     assert metrics["image"]["photos"] == 12
     assert 0 < metrics["image"]["boundary_ignore"]["mean_iou"] < 1
-    after = load_checkpoint(path).model.state_dict()
+    assert metrics["old"] == {"mean_iou": 0.1}
+    printed = json.loads(result.stdout)
+    assert printed["image"] == metrics["image"]
+    after = load_checkpoint(checkpoint).model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_the_command_on_a_few_photos_in_a_hurry(checkpoint: Path, raw_pets: Path) -> None:
+    arguments = ["evaluate", str(checkpoint), "--data", str(raw_pets), "--quick", "--limit", "5"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["image"]["photos"] == 4
+    assert "interval" not in result.stdout
+    refused = CliRunner().invoke(app, [*arguments, "--record"])
+    assert isinstance(refused.exception, ValueError)
+    assert "got --record with --limit" in str(refused.exception)
+    assert read_card(checkpoint).metrics == {"test": {"old": {"mean_iou": 0.1}}}
