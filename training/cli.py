@@ -245,3 +245,23 @@ def robustness(
         summary = result.summary()
         typer.echo(f"{result.model}: clean {summary['clean']:.3f}, corrupted {summary['corrupted']:.3f}")
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="Folder of checkpoints.")],
+    out: Annotated[Path, typer.Option(help="Markdown page to write.")] = Path("docs/comparison.md"),
+    robustness: Annotated[Path | None, typer.Option(help="A robustness.json to show as well.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="README whose table is replaced, between its markers.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the timed passes; torch's own choice.")] = None,
+) -> None:
+    """Write all models side by side: quality from their cards, robustness, sizes, latency, and the study's rows."""
+    import torch
+
+    from training.comparison import compare as measure
+    from training.comparison import write_page
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    write_page(measure(folder), out, robustness=robustness, readme=readme)
+    typer.echo(f"wrote {out}")
