@@ -145,9 +145,9 @@ def draw_confusion(confusion: Tensor, class_names: Sequence[str], path: Path) ->
     counts = confusion.double()
     shares = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     classes = range(len(class_names))
-    figure = new_figure(4.6, 3.8)
+    figure = new_figure(5.4, 3.8)
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row in classes:
         for column in classes:
             ink = "white" if shares[row, column] > 55 else "#222222"
