@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from models.base import ArchitectureConfig
@@ -12,7 +13,7 @@ from models.prompts import PromptTensors
 from tests.drawn_photos import write_photo
 from tests.fakes import ClickModel
 from training.click_evaluation import MAX_CLICKS, ClickScores, evaluate_clicks
-from training.official_layout import PetRecord
+from training.official_layout import PetRecord, trimap_path
 
 CONFIG = ArchitectureConfig(image_size=32, class_names=("background", "object"))
 
@@ -69,6 +70,32 @@ def test_a_missing_photo_is_named_and_none_at_all_is_no_fault(tmp_path: Path) ->
     summary = evaluate_clicks(ClickModel(CONFIG), tmp_path, [PetRecord("Siamese_9", "Siamese", 1)]).summary()
     assert summary["photos"] == 0
     assert list(summary["skipped"]) == ["Siamese_9"]
+
+
+class StubbornModel(ClickModel):
+    """Answers the disc of the first click, whatever is clicked later."""
+
+    def score(self, images: Tensor, prompt: PromptTensors) -> Tensor:
+        labels = prompt["point_labels"].clone()
+        labels[:, 1:] = -1
+        return super().score(images, {**prompt, "point_labels": labels})
+
+
+def test_nobody_clicks_on_when_every_figure_is_settled(tmp_path: Path) -> None:
+    record = write_discs(tmp_path, "Siamese_1", (12, 12))
+    trimap = np.array(Image.open(trimap_path(tmp_path, record.name)))
+    trimap[25, 25] = 1  # never found: 69 of 70 pixels stay right
+    Image.fromarray(trimap).save(trimap_path(tmp_path, record.name))
+    model = StubbornModel(CONFIG)
+    result = evaluate_clicks(model, tmp_path, [record])
+    assert result.iou[0].tolist() == pytest.approx([69 / 70] * MAX_CLICKS)
+    assert len(model.decoded_rows) == 1 + 5
+
+
+def test_a_goal_is_reached_at_its_very_value() -> None:
+    iou, none = torch.tensor([[0.8, 0.85, 0.9] + [0.0] * 17], dtype=torch.float64), torch.zeros(1, 4, 2, 2)
+    result = ClickScores({"ignore": none, "background": none}, none[:, 0], iou, {})
+    assert [float(result.clicks_needed(goal)) for goal in (0.85, 0.9)] == [2, 3]
 
 
 @given(curves=st.lists(st.lists(st.floats(0, 1), min_size=MAX_CLICKS, max_size=MAX_CLICKS), min_size=1, max_size=5))

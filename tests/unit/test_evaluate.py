@@ -13,6 +13,7 @@ from models.letterbox import Array
 from models.prompts import PointPrompt, PromptKind, TextPrompt
 from tests.drawn_photos import write_block
 from tests.fakes import ClickModel, ColourModel, TextModel
+from training.boundary import boundary_iou, tolerance_px
 from training.cli import app
 from training.evaluate import PROTOCOLS, evaluate, evaluate_protocols, select_records
 from training.official_layout import PetRecord, read_photo, read_records
@@ -41,6 +42,9 @@ def test_counts_every_pixel_at_the_photos_own_size(unet: UNet, raw_pets: Path) -
     assert ignored > 0
     assert int(result.confusion["ignore"].sum()) == pixels - ignored
     assert int(result.confusion["background"].sum()) == pixels
+    wanted = [boundary_iou(*seen[each.name], each.species, tolerance_px(*seen[each.name][0].shape)) for each in records]
+    assert result.boundary_iou.tolist() == wanted
+    assert len(set(wanted)) > 6
 
 
 def test_batches_do_not_change_the_count(unet: UNet, raw_pets: Path) -> None:
