@@ -234,11 +234,12 @@ def robustness(
     if len({checkpoint.name for checkpoint in loaded}) < len(loaded):
         raise ValueError(f"got {', '.join(map(str, checkpoints))}, wanted each name once")
     records = rob.common_records(loaded, data, split, limit)
+    # Found before the hours of measuring: a mistyped name is said at once.
+    shown = rob.find_record(data, rob.common_records(loaded, data, split) if example else records, example)
     on = torch.device(device)
     results = [rob.measure(checkpoint, data, records, device=on) for checkpoint in loaded]
     rob.write_tables(results, split, out)
     rob.draw_curves(results, out)
-    shown = rob.find_record(data, records, example)
     for checkpoint in loaded:
         rob.draw_strips(checkpoint, data, shown, out / f"{checkpoint.name}-strips.png", on)
     for result in results:

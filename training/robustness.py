@@ -210,7 +210,7 @@ def find_record(root: Path, records: Sequence[PetRecord], name: str | None = Non
     """The photo `name`, or without one the photo of the most pixels, which shows most."""
     found = [record for record in records if name in (None, record.name)]
     if not found:
-        raise ValueError(f"got photo {name!r}, wanted one of the {len(records)} measured, such as {records[0].name}")
+        raise ValueError(f"got photo {name!r}, wanted one of these {len(records)}, such as {records[0].name}")
     return max(found, key=lambda record: _pixels(image_path(root, record.name)))
 
 
