@@ -24,7 +24,7 @@ def main() -> None:
     """The command line; what the user can mend is one line on stderr and exit code 2."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         typer.echo(f"petseg-train: {error}", err=True)
         sys.exit(2)
 
