@@ -14,12 +14,12 @@ from open_clip.factory import get_model_config, list_models
 from open_clip.factory import load_checkpoint as load_open_clip_checkpoint
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.tensor_file import CheckpointError, first_problem, read_metadata, write_safetensors
+from models.tensor_file import Card, CheckpointError, read_card_of, write_safetensors
 
 BACKBONE_FOLDER = Path(__file__).parent / "checkpoints" / "backbones"
 """The backbones that ship with the package."""
@@ -29,10 +29,8 @@ CARD_KEY = "backbone_card"
 FORMAT_VERSION = 1
 
 
-class BackboneCard(BaseModel):
+class BackboneCard(Card):
     """Everything about one of our own backbone files that its weights do not say."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -40,13 +38,13 @@ class BackboneCard(BaseModel):
     """embed_dim, vision_cfg and text_cfg, as open_clip reads them."""
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
-    zero_shot_prompts: dict[str, tuple[str, ...]] = {}
+    zero_shot_prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Class name -> prompts that stand for it when the model picks its own."""
     summary: str = ""
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = Field(default_factory=dict)
     """Measured figures, with the data and protocol they were measured on."""
-    data: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
     """The training config as it ran."""
     seed: int | None = None
     git_commit: str | None = None
@@ -70,16 +68,7 @@ def halve_matrices(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def read_backbone_card(path: Path) -> BackboneCard:
     """The card of one of our backbone files, from its header alone."""
-    metadata = read_metadata(path)
-    if CARD_KEY not in metadata:
-        raise CheckpointError(f"{path}: header has no {CARD_KEY!r}; wanted a file written by petseg-train backbone")
-    try:
-        card = BackboneCard.model_validate_json(metadata[CARD_KEY])
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: {CARD_KEY}: {first_problem(error)}") from error
-    if card.format_version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format_version: got {card.format_version}, wanted {FORMAT_VERSION}")
-    return card
+    return read_card_of(path, BackboneCard, CARD_KEY, FORMAT_VERSION, "petseg-train backbone")
 
 
 def find_backbone(name: str) -> Path:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from models.architectures import get_architecture
 from models.base import SegmentationModel
-from models.tensor_file import CheckpointError, first_problem, read_metadata, write_safetensors
+from models.tensor_file import Card, CheckpointError, first_problem, read_card_of, write_safetensors
 
 __all__ = [
     "Checkpoint",
@@ -24,10 +24,8 @@ __all__ = [
     "backbone_digest",
     "load_checkpoint",
     "read_card",
-    "read_metadata",
     "save_checkpoint",
     "update_card",
-    "write_safetensors",
 ]
 
 FORMAT_VERSION = 1
@@ -36,10 +34,8 @@ CHECKPOINT_FOLDER = Path(__file__).parent / "checkpoints"
 """The checkpoints that ship with the package."""
 
 
-class ModelCard(BaseModel):
+class ModelCard(Card):
     """Everything about a checkpoint that its weights do not say."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: int = FORMAT_VERSION
     architecture: str
@@ -47,11 +43,11 @@ class ModelCard(BaseModel):
     """The architecture's Config: sizes, class names and preprocessing."""
     summary: str = ""
     """One sentence for people choosing a model."""
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = Field(default_factory=dict)
     """Measured figures, with the data and protocol they were measured on."""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
     """Training data: name, fingerprint, split sizes, boundary protocol."""
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default_factory=dict)
     """The training config as it ran."""
     seed: int | None = None
     git_commit: str | None = None
@@ -90,16 +86,7 @@ def update_card(path: Path, card: ModelCard) -> None:
 
 def read_card(path: Path) -> ModelCard:
     """The card alone, from the file's header."""
-    metadata = read_metadata(path)
-    if CARD_KEY not in metadata:
-        raise CheckpointError(f"{path}: header has no {CARD_KEY!r}; wanted a file written by petseg-train")
-    try:
-        card = ModelCard.model_validate_json(metadata[CARD_KEY])
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: {CARD_KEY}: {first_problem(error)}") from error
-    if card.format_version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format_version: got {card.format_version}, wanted {FORMAT_VERSION}")
-    return card
+    return read_card_of(path, ModelCard, CARD_KEY, FORMAT_VERSION, "petseg-train")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

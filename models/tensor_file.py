@@ -6,12 +6,24 @@ Checkpoints and frozen backbones are both such files. Never pickle.
 import json
 import struct
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
 _MAX_HEADER_BYTES = 16 << 20
+
+
+class Card(BaseModel):
+    """What a file says of itself in its header."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int
+
+
+CardT = TypeVar("CardT", bound=Card)
 
 
 class CheckpointError(ValueError):
@@ -40,6 +52,20 @@ def read_metadata(path: Path) -> dict[str, str]:
             raise
         raise CheckpointError(f"{path}: not a readable safetensors file ({type(error).__name__})") from error
     return metadata
+
+
+def read_card_of(path: Path, kind: type[CardT], key: str, version: int, writer: str) -> CardT:
+    """The card of `kind` under `key` in the header of `path`; `writer` is the command that writes such files."""
+    metadata = read_metadata(path)
+    if key not in metadata:
+        raise CheckpointError(f"{path}: header has no {key!r}; wanted a file written by {writer}")
+    try:
+        card = kind.model_validate_json(metadata[key])
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {key}: {first_problem(error)}") from error
+    if card.format_version != version:
+        raise CheckpointError(f"{path}: format_version: got {card.format_version}, wanted {version}")
+    return card
 
 
 def first_problem(error: ValidationError) -> str:
