@@ -15,11 +15,11 @@ openapi: $(VENV)/.installed-dev
 	$(BIN)/petseg openapi > openapi.json
 
 $(VENV)/.installed-serve: pyproject.toml constraints.txt | $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install -qq --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.installed-serve
 
 $(VENV):
