@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from open_clip.tokenizer import SimpleTokenizer
 from rich.progress import track
 from torch import Generator, Tensor

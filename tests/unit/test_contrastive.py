@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
