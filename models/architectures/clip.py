@@ -69,8 +69,8 @@ class Clip(FrozenClip):
         """
         image = F.normalize(features[1].flatten(1).float(), dim=1)  # [B, D]
         own = self._own_embeddings(image.device)
-        with torch.autocast(image.device.type, enabled=False):  # bfloat16 would round near ties into one
-            probabilities = (self.backbone.logit_scale * image @ own.T).softmax(dim=1)  # [B, P]
+        cosines = (image[:, None] * own).sum(-1)  # [B, P]; a matrix product would be bfloat16 under autocast and tie
+        probabilities = (self.backbone.logit_scale * cosines).softmax(dim=1)
         classes = torch.tensor(self._own_classes, device=image.device)
         by_class = torch.zeros(len(image), int(max(self._own_classes)) + 1, device=image.device)
         best = by_class.index_add(1, classes, probabilities).argmax(dim=1)
