@@ -40,14 +40,6 @@ class BackboneCard(Card):
     pixel_std: tuple[float, float, float]
     zero_shot_prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Class name -> prompts that stand for it when the model picks its own."""
-    summary: str = ""
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    """Measured figures, with the data and protocol they were measured on."""
-    data: dict[str, Any] = Field(default_factory=dict)
-    training: dict[str, Any] = Field(default_factory=dict)
-    """The training config as it ran."""
-    seed: int | None = None
-    git_commit: str | None = None
 
 
 def save_backbone(path: Path, clip: nn.Module, card: BackboneCard) -> None:

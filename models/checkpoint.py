@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -41,16 +41,6 @@ class ModelCard(Card):
     architecture: str
     config: dict[str, Any]
     """The architecture's Config: sizes, class names and preprocessing."""
-    summary: str = ""
-    """One sentence for people choosing a model."""
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    """Measured figures, with the data and protocol they were measured on."""
-    data: dict[str, Any] = Field(default_factory=dict)
-    """Training data: name, fingerprint, split sizes, boundary protocol."""
-    training: dict[str, Any] = Field(default_factory=dict)
-    """The training config as it ran."""
-    seed: int | None = None
-    git_commit: str | None = None
     backbone_digest: str | None = None
     """Digest of the frozen backbone's weights; None for models without one."""
 

@@ -6,9 +6,9 @@ Checkpoints and frozen backbones are both such files. Never pickle.
 import json
 import struct
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -16,11 +16,21 @@ _MAX_HEADER_BYTES = 16 << 20
 
 
 class Card(BaseModel):
-    """What a file says of itself in its header."""
+    """What a file says of itself in its header, whatever network it holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: int
+    summary: str = ""
+    """One sentence for people choosing a model."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """Measured figures, with the data and protocol they were measured on."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Training data: name, fingerprint, split sizes, boundary protocol."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """The training config as it ran."""
+    seed: int | None = None
+    git_commit: str | None = None
 
 
 CardT = TypeVar("CardT", bound=Card)

@@ -3,6 +3,7 @@
 import io
 import threading
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,8 +41,9 @@ class FakeModel(SegmentationModel):
         self.decoded_rows.append(features[0].shape[0])
         return self.score(features[0], prompt)
 
+    @abstractmethod
     def score(self, images: Tensor, prompt: PromptTensors) -> Tensor:
-        raise NotImplementedError
+        """Logits [B, K, S, S]."""
 
 
 class ColourModel(FakeModel):

@@ -132,7 +132,7 @@ class Augmentation:
             pixels, label = resample(pixels, label, coordinates)
         for step in photometry[before:]:
             pixels = step(pixels, generator)
-        if _happens(self.config.erasing_probability, generator):
+        if happens(self.config.erasing_probability, generator):
             pixels, label = self._erase(pixels, label, generator)
         return pixels.clamp(0, 1).mul_(255.0).round_().to(torch.uint8), label
 
@@ -201,7 +201,7 @@ class Augmentation:
     def _lower_resolution(self, image: Tensor, generator: Generator) -> Tensor:
         side = image.shape[-1]
         smaller = max(8, round(side * uniform(*self.config.low_resolution_factor, generator)))
-        antialias = _happens(0.5, generator)
+        antialias = happens(0.5, generator)
         down = F.interpolate(image[None], (smaller, smaller), mode="bilinear", align_corners=False, antialias=antialias)
         return F.interpolate(down, (side, side), mode="bilinear", align_corners=False)[0]
 
@@ -293,5 +293,6 @@ def gaussian_smooth(planes: Tensor, sigma_px: float) -> Tensor:
     return planes
 
 
-def _happens(probability: Probability, generator: Generator) -> bool:
+def happens(probability: Probability, generator: Generator) -> bool:
+    """True with that probability."""
     return torch.rand((), generator=generator).item() < probability

@@ -120,8 +120,8 @@ def load_config(name_or_path: str, *, smoke: bool = False) -> TrainConfig:
     small = table.pop("smoke", {})
     if smoke:
         stage = small.pop("stage", {})
-        table = _merge(table, small)
-        table["stages"] = [_merge(each, stage) for each in table.get("stages", [])]
+        table = merge_tables(table, small)
+        table["stages"] = [merge_tables(each, stage) for each in table.get("stages", [])]
     try:
         config = TrainConfig.model_validate(table)
         config.architecture_config()
@@ -147,11 +147,12 @@ def list_configs() -> list[str]:
     )
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_tables(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, table by table; an empty string takes a key away."""
     merged = dict(base)
     for key, value in over.items():
         if value == "":
             merged.pop(key, None)
             continue
-        merged[key] = _merge(base.get(key, {}), value) if isinstance(value, dict) else value
+        merged[key] = merge_tables(base.get(key, {}), value) if isinstance(value, dict) else value
     return merged

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from models.tensor_file import first_problem
+from training.config import merge_tables
 from training.imagenet_weights import INITIAL_WEIGHTS
 from training.views import ViewConfig
 
@@ -81,14 +82,6 @@ def read_contrastive_config(path: Path, smoke: bool = False) -> ContrastiveConfi
     table = tomllib.loads(path.read_text())
     small = table.pop("smoke", {})
     try:
-        return ContrastiveConfig.model_validate(_overlay(table, small) if smoke else table)
+        return ContrastiveConfig.model_validate(merge_tables(table, small) if smoke else table)
     except ValidationError as error:
         raise ValueError(f"{path}: {first_problem(error)}") from error
-
-
-def _overlay(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = {
-        key: _overlay(table[key], value) if isinstance(value, dict) and key in table else value
-        for key, value in over.items()
-    }
-    return table | merged

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from models.letterbox import Array
 from models.prompts import MAX_POINTS, PointPrompt, Prompt, PromptKind, TextPrompt
 from training import pet_names
+from training.augmentation import happens
 from training.collage import Pet, Sampler, Scene, whole_scene
 from training.official_layout import BACKGROUND, CAT, DOG, IGNORE
 
@@ -96,7 +97,7 @@ class PointSampler:
     def __call__(self, scene: Scene, generator: Generator) -> tuple[Prompt, Tensor]:
         """Clicks and their target [S, S] int64."""
         visible = scene.visible()
-        if not visible or _happens(self.config.absent_probability, generator):
+        if not visible or happens(self.config.absent_probability, generator):
             click = _random_pixel(_far_from_animals(scene, 2 * self.config.border_px), generator)
             if click is not None:
                 return PointPrompt((click,), (1,)), torch.zeros_like(scene.label_map, dtype=torch.int64)
@@ -111,18 +112,18 @@ class PointSampler:
         self, scene: Scene, target: Tensor, generator: Generator
     ) -> tuple[list[tuple[float, float]], list[int]]:
         first = None
-        if _happens(self.config.border_probability, generator):
+        if happens(self.config.border_probability, generator):
             first = _random_pixel(_edge(target, self.config.border_px), generator)
         first = first or _random_pixel(target == OBJECT, generator)
         assert first is not None, "a visible animal has pixels"
         points, labels = [first], [1]
-        if not _happens(self.config.extra_probability, generator):
+        if not happens(self.config.extra_probability, generator):
             return points, labels
         others = (scene.owners != 0) & (target == BACKGROUND) & (scene.label_map != IGNORE)
         for _ in range(1 + int(torch.randint(self.config.max_extra, (), generator=generator))):
-            negative = _happens(self.config.negative_share, generator)
+            negative = happens(self.config.negative_share, generator)
             # Where another animal is in the picture, half of the negative clicks tell the two apart.
-            candidates = others if negative and _happens(0.5, generator) and others.any() else target == BACKGROUND
+            candidates = others if negative and happens(0.5, generator) and others.any() else target == BACKGROUND
             click = _random_pixel(candidates if negative else target == OBJECT, generator)
             if click is not None:
                 points.append(click)
@@ -206,15 +207,15 @@ class TextSampler:
 
     def _absent_name(self, present: list[Pet], generator: Generator) -> str:
         there = {_SPECIES[pet.species] for pet in present}
-        if present and _happens(self.config.same_species_share, generator):
+        if present and happens(self.config.same_species_share, generator):
             shown = {pet.breed for pet in present}
             others = [breed for breed in pet_names.breeds() if breed.species in there and breed.key not in shown]
             return _breed_name(_choose(others, generator), generator)
         missing = sorted(set(_SPECIES.values()) - there)
-        if not missing or _happens(self.config.distractor_share, generator):
+        if not missing or happens(self.config.distractor_share, generator):
             return _choose(pet_names.distractors(), generator)
         species = _choose(missing, generator)
-        if _happens(0.5, generator):
+        if happens(0.5, generator):
             return _choose(pet_names.SPECIES_WORDS[species], generator)
         others = [breed for breed in pet_names.breeds() if breed.species == species]
         return _breed_name(_choose(others, generator), generator)
@@ -265,7 +266,3 @@ def _random_pixel(candidates: Tensor, generator: Generator) -> tuple[float, floa
 
 def _choose(options: "tuple[T, ...] | list[T]", generator: Generator) -> T:
     return options[int(torch.randint(len(options), (), generator=generator))]
-
-
-def _happens(probability: float, generator: Generator) -> bool:
-    return torch.rand((), generator=generator).item() < probability
