@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.tensor_file import Card, CheckpointError, read_card_of, write_safetensors
+from models.tensor_file import Card, CheckpointError, halve_matrices, read_card_of, write_safetensors
 
 BACKBONE_FOLDER = Path(__file__).parent / "checkpoints" / "backbones"
 """The backbones that ship with the package."""
@@ -43,19 +43,9 @@ class BackboneCard(Card):
 
 
 def save_backbone(path: Path, clip: nn.Module, card: BackboneCard) -> None:
-    """Write `clip` as one of our backbone files: matrices and kernels in half precision, vectors as they are.
-
-    Norm statistics and biases are 1 % of the bytes and span a range that half precision does not.
-    """
+    """Write `clip` as one of our backbone files, its matrices in half precision."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in halve_matrices(clip.state_dict()).items()}
     write_safetensors(path, tensors, {CARD_KEY: card.model_dump_json()})
-
-
-def halve_matrices(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as a backbone file holds them."""
-    return {
-        name: value.half() if value.is_floating_point() and value.ndim > 1 else value for name, value in tensors.items()
-    }
 
 
 def read_backbone_card(path: Path) -> BackboneCard:

@@ -25,6 +25,9 @@ class ArchitectureConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    retired: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of fields that older cards hold and nothing reads any longer; a card's reader drops them."""
+
     image_size: int = Field(ge=16)
     """Side S of the square input in pixels."""
     class_names: tuple[str, ...] = ("background", "cat", "dog")

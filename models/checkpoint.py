@@ -4,18 +4,18 @@ Training writes these files, the service and `evaluate` read them.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from models.architectures import get_architecture
 from models.base import SegmentationModel
-from models.tensor_file import Card, CheckpointError, first_problem, read_card_of, write_safetensors
+from models.tensor_file import Card, CheckpointError, first_problem, halve_matrices, read_card_of, write_safetensors
 
 __all__ = [
     "Checkpoint",
@@ -55,18 +55,18 @@ class Checkpoint:
     digest: str
 
 
-def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, dtype: torch.dtype | None = None) -> None:
-    """Write `model` without its frozen and training-only parts, floats as `dtype` (None keeps theirs).
+def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, *, half: bool = False) -> None:
+    """Write `model` without its frozen and training-only parts; with `half`, its matrices in half precision.
 
     The file appears whole or not at all.
     """
     left_out = model.frozen + model.training_only
     tensors = {
-        key: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).detach().cpu().contiguous()
+        key: value.detach().cpu().contiguous()
         for key, value in model.state_dict().items()
         if key.split(".")[0] not in left_out
     }
-    write_safetensors(path, tensors, {CARD_KEY: card.model_dump_json()})
+    write_safetensors(path, halve_matrices(tensors) if half else tensors, {CARD_KEY: card.model_dump_json()})
 
 
 def update_card(path: Path, card: ModelCard) -> None:
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     data = path.read_bytes()
     try:
         architecture = get_architecture(card.architecture)
-        config = architecture.Config.model_validate(card.config)
+        config = architecture.Config.model_validate(without_fields(card.config, architecture.Config.retired))
     except ValidationError as error:
         raise CheckpointError(f"{path}: config: {first_problem(error)}") from error
     except ValueError as error:
@@ -110,6 +110,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except RuntimeError as error:
         raise CheckpointError(f"{path}: tensors: {error}") from error
     return Checkpoint(path.stem, model.eval(), card, hashlib.sha256(data).hexdigest())
+
+
+def without_fields(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`table` without the fields of these dotted names, where it has them; `table` itself stays as it is."""
+    kept = dict(table)
+    for name in names:
+        first, _, rest = name.partition(".")
+        if not rest:
+            kept.pop(first, None)
+        elif isinstance(kept.get(first), dict):
+            kept[first] = without_fields(kept[first], [rest])
+    return kept
 
 
 def check_backbone(path: Path, model: SegmentationModel, card: ModelCard) -> None:

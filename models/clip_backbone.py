@@ -15,7 +15,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.factory import get_tokenizer
 from open_clip.tokenizer import SimpleTokenizer
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from models.backbone_file import (
@@ -51,8 +51,6 @@ class BackboneConfig(BaseModel):
     """Whether the weights were trained with QuickGELU, as OpenAI's were; None takes what the tag says."""
     layers: tuple[int, ...] = ()
     """Finer maps besides the grid: ViT blocks or CNN stages, counted from 0."""
-    image_size: int = Field(224, ge=16)
-    """Side S of the input in pixels; a multiple of the grid's stride."""
 
     @model_validator(mode="after")
     def _name_one_source(self) -> "BackboneConfig":
@@ -215,7 +213,7 @@ def _find_weights(config: BackboneConfig) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _identify(config: BackboneConfig, path: Path | None) -> str:
-    """Names the weights, not how they are used: configs that differ in layers or image size share one instance."""
+    """Names the weights, not how they are used: configs that differ in layers share one instance."""
     source = config.model_dump(include={"name", "open_clip_config", "quick_gelu"} if config.file is None else set())
     if path is not None:
         state = path.stat()

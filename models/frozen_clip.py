@@ -1,6 +1,6 @@
 """What `clip` and `prompt` share: encoding by a frozen CLIP alone, so that both read the same cached features."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -14,6 +14,8 @@ from models.mask_heads import GridHead, PyramidHead
 
 class FrozenClipConfig(ArchitectureConfig):
     """Defaults are the study's: ViT-L/14 at 224 pixels, a 768 x 16 x 16 grid, the `grid` head."""
+
+    retired: ClassVar[tuple[str, ...]] = ("backbone.image_size",)
 
     image_size: int = 224
     pixel_mean: tuple[float, float, float] = OPENAI_DATASET_MEAN

@@ -195,6 +195,7 @@ def evaluate(
     from models.checkpoint import load_checkpoint, update_card
     from training.evaluate import every_kth, select_records
     from training.measure import as_json, measure, protocol_names
+    from training.official_layout import records_fingerprint
 
     if record and limit is not None:
         raise ValueError("got --record with --limit; a card holds scores of whole lists, leave one of the two out")
@@ -210,7 +211,8 @@ def evaluate(
     typer.echo(as_json({"checkpoint": checkpoint.name, "split": split, **results}))
     if record:
         # Beside what was measured of the same weights before, perhaps under another protocol.
-        measured = {**loaded.card.metrics.get(split, {}), "data": f"Oxford-IIIT Pet, {split} list", **results}
+        data_name = f"{data.resolve().name}, {split} list, fingerprint {records_fingerprint(data, records)[:12]}"
+        measured = {**loaded.card.metrics.get(split, {}), "data": data_name, **results}
         update_card(checkpoint, loaded.card.model_copy(update={"metrics": {**loaded.card.metrics, split: measured}}))
 
 

@@ -93,7 +93,7 @@ class TrainConfig(_Frozen):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Lightning Fabric's name of the arithmetic."""
     half_precision: bool = True
-    """Whether the checkpoint holds 16-bit floats."""
+    """Whether the checkpoint holds its matrices and kernels as 16-bit floats."""
 
     @field_validator("architecture")
     @classmethod

@@ -21,7 +21,8 @@ from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models.backbone_file import BackboneCard, build_clip, halve_matrices, save_backbone
+from models.backbone_file import BackboneCard, build_clip, save_backbone
+from models.tensor_file import halve_matrices
 from training.contrastive_config import ContrastiveConfig
 from training.contrastive_loss import contrastive_loss
 from training.dataset import PetDataset

@@ -7,7 +7,9 @@
 Read by `preparation.py` (raw -> prepared squares) and by evaluation at the photos' own size.
 """
 
+import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -68,6 +70,19 @@ def image_path(root: Path, name: str) -> Path:
 def trimap_path(root: Path, name: str) -> Path:
     """Where the trimap of the photo `name` lies."""
     return root / "annotations" / "trimaps" / f"{name}.png"
+
+
+def records_fingerprint(root: Path, records: Iterable[PetRecord]) -> str:
+    """sha256 over names and bytes of the records' photos and trimaps: the identity of what was measured.
+
+    A missing file counts as an empty one.
+    """
+    digest = hashlib.sha256()
+    for record in sorted(records, key=lambda each: each.name):
+        digest.update(record.name.encode())
+        for path in (image_path(root, record.name), trimap_path(root, record.name)):
+            digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+    return digest.hexdigest()
 
 
 def label_map(trimap: Array, species: int) -> Array:

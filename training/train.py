@@ -84,8 +84,7 @@ def train(run: Run, fabric: Fabric) -> Path:
     log.close()
     checkpoint = run.out / f"{run.name}.safetensors"
     if fabric.is_global_zero:
-        dtype = torch.float16 if run.config.half_precision else None
-        save_checkpoint(checkpoint, model, write_card(run, model, state), dtype)
+        save_checkpoint(checkpoint, model, write_card(run, model, state), half=run.config.half_precision)
     fabric.barrier()
     return checkpoint
 
@@ -333,7 +332,7 @@ def write_card(run: Run, model: SegmentationModel, state: RunState) -> ModelCard
             }
         },
         data={
-            "name": "Oxford-IIIT Pet, trainval list",
+            "name": f"{run.data.resolve().name}, trainval list",
             "fingerprint": fingerprint(folder),
             "train": sum(example.split == "train" for example in examples),
             "validation": sum(example.split == "validation" for example in examples),

@@ -17,13 +17,12 @@ from models.backbone_file import (
     digest_weights,
     find_backbone,
     find_open_clip_weights,
-    halve_matrices,
     open_clip_config,
     read_backbone_card,
     save_backbone,
 )
 from models.clip_backbone import BackboneConfig, load_backbone
-from models.tensor_file import CheckpointError, read_metadata
+from models.tensor_file import CheckpointError, halve_matrices, read_metadata
 
 MODEL: dict[str, Any] = {
     "embed_dim": 16,

@@ -16,7 +16,7 @@ from tests.fakes import ClickModel, ColourModel, TextModel
 from training.boundary import boundary_iou, tolerance_px
 from training.cli import app
 from training.evaluate import PROTOCOLS, evaluate, evaluate_protocols, select_records
-from training.official_layout import PetRecord, read_photo, read_records
+from training.official_layout import PetRecord, read_photo, read_records, records_fingerprint
 
 
 @pytest.fixture
@@ -141,6 +141,8 @@ def test_the_command_records_its_scores_in_the_card(checkpoint: Path, raw_pets: 
     assert metrics["image"]["photos"] == 12
     assert 0 < metrics["image"]["boundary_ignore"]["mean_iou"] < 1
     assert metrics["old"] == {"mean_iou": 0.1}
+    named = records_fingerprint(raw_pets, select_records(raw_pets, "test", 0.25, 0))
+    assert metrics["data"] == f"raw, test list, fingerprint {named[:12]}"
     printed = json.loads(result.stdout)
     assert printed["image"] == metrics["image"]
     after = load_checkpoint(checkpoint).model.state_dict()

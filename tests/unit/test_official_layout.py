@@ -20,6 +20,7 @@ from training.official_layout import (
     label_map,
     read_photo,
     read_records,
+    records_fingerprint,
     trimap_path,
 )
 
@@ -52,6 +53,14 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
 def test_a_missing_or_unknown_list_is_refused(tmp_path: Path, split: OfficialList, error: type[Exception]) -> None:
     with pytest.raises(error, match=split):
         read_records(tmp_path, split)
+
+
+def test_a_fingerprint_is_of_names_and_bytes(tmp_path: Path) -> None:
+    write_pair(tmp_path, Image.new("RGB", (4, 4), (200, 10, 10)), np.ones((4, 4), np.uint8))
+    first = records_fingerprint(tmp_path, [RECORD])
+    assert first != records_fingerprint(tmp_path, [])
+    write_pair(tmp_path, Image.new("RGB", (4, 4), (200, 10, 10)), np.full((4, 4), 2, np.uint8))
+    assert records_fingerprint(tmp_path, [RECORD]) != first
 
 
 def test_label_map_known_answer() -> None:
