@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from models.prompts import PromptKind
+from service import operation
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.middleware import RequestContext
@@ -51,6 +52,9 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     app.add_middleware(RequestContext)
     add_handlers(app)
     app.include_router(router)
+    app.include_router(operation.router)
+    if settings.operation_port is None:
+        app.include_router(operation.private_router)
     return app
 
 

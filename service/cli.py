@@ -1,9 +1,13 @@
 """The command line: `petseg serve` and `petseg openapi`; also `python -m service`."""
 
+import asyncio
 import json
 import logging
+import os
 import signal
-from collections.abc import Iterable
+import socket
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -16,19 +20,47 @@ from models.base import describe_kind
 from models.checkpoint import CheckpointError
 from models.prompts import PromptKind
 from service.app import create_app
+from service.operation import create_operation_app
 from service.pipeline import Service
 from service.predictor import Predictor
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings, SettingsError, read_settings, variable
 
 app = typer.Typer(help="Cut cats and dogs out of photographs over HTTP.", no_args_is_help=True, add_completion=False)
 
 
-class Server(uvicorn.Server):
-    """Uvicorn that turns /readyz false with the first signal, finishes accepted requests and exits with 0."""
+class OperationServer(uvicorn.Server):
+    """Uvicorn for the operation port: leaves the signals to the service's server, which starts and ends it."""
 
-    def __init__(self, service_app: FastAPI, config: uvicorn.Config) -> None:
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Capture none."""
+        yield
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that turns /readyz false with the first signal, finishes accepted requests and exits with 0.
+
+    The operation port, where there is one, answers from before the start until after the last request.
+    """
+
+    def __init__(self, service_app: FastAPI, config: uvicorn.Config, operation_socket: socket.socket | None) -> None:
         super().__init__(config)
         self._service_app = service_app
+        self._operation_socket = operation_socket
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen until a signal."""
+        if self._operation_socket is None:
+            await super().serve(sockets)
+            return
+        app = create_operation_app(self._service_app)
+        operation = OperationServer(uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False))
+        answering = asyncio.create_task(operation.serve([self._operation_socket]))
+        try:
+            await super().serve(sockets)
+        finally:
+            operation.should_exit = True
+            await answering
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second Ctrl-C does not wait any longer."""
@@ -57,7 +89,10 @@ def serve(
     for line in describe_models(service_app.state.predictors, settings):
         typer.echo(line)
     typer.echo(f"petseg on http://{settings.host}:{settings.port} (documentation at /docs)")
-    run_server(service_app, settings)
+    try:
+        run_server(service_app, settings)
+    except OSError as error:
+        fail(str(error))
 
 
 @app.command()
@@ -67,7 +102,7 @@ def openapi() -> None:
 
 
 def run_server(service_app: FastAPI, settings: Settings) -> None:
-    """Listen until a signal."""
+    """Listen until a signal. Raises OSError where the operation port cannot be had."""
     config = uvicorn.Config(
         service_app,
         host=settings.host,
@@ -76,7 +111,19 @@ def run_server(service_app: FastAPI, settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )
-    Server(service_app, config).run()
+    Server(service_app, config, open_operation_port(settings)).run()
+
+
+def open_operation_port(settings: Settings) -> socket.socket | None:
+    """The listening socket of the operation port, or None where none is set. Raises OSError with one line."""
+    if settings.operation_port is None:
+        return None
+    address = (settings.operation_host, settings.operation_port)
+    try:
+        return socket.create_server(address)
+    except OSError as error:
+        name, reason = variable("operation_port"), os.strerror(error.errno or 0)
+        raise OSError(f"{name}: {address[0]}:{address[1]} cannot be had ({reason}); choose another") from error
 
 
 def document_text() -> str:

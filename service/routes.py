@@ -14,13 +14,13 @@ from models.prompts import TextPrompt
 from service import errors, openapi, rendering
 from service.batches import Finished, entry_names, segment_all, zip_archive
 from service.forms import read_batch, read_prompt, read_segment
-from service.pipeline import Photo, Pipeline, Segmented, Service, not_ready
+from service.operation import ServiceDep
+from service.pipeline import Photo, Pipeline, Segmented, not_ready
 from service.rendering import Drawing, drawer
 from service.schemas import (
     BatchAnswer,
     BatchOutput,
     BatchProblem,
-    Health,
     ModelDetails,
     ModelList,
     ModelSummary,
@@ -34,15 +34,6 @@ from service.schemas import (
 T = TypeVar("T")
 
 router = APIRouter()
-
-
-async def get_service(request: Request) -> Service:
-    """What create_app wired."""
-    service: Service = request.app.state.service
-    return service
-
-
-ServiceDep = Annotated[Service, Depends(get_service)]
 
 
 async def get_pipeline(model: str, service: ServiceDep) -> Pipeline:
@@ -178,20 +169,6 @@ async def get_model(pipeline: PipelineDep) -> ModelDetails:
     """One model with its card: configuration, measured figures, training data."""
     card = pipeline.predictor.checkpoint.card.model_dump(mode="json")
     return ModelDetails(**dict(describe_model(pipeline)), card=card)
-
-
-@router.get("/healthz", tags=["operation"], responses=openapi.problem_responses())
-async def check_health() -> Health:
-    """Whether the process answers."""
-    return Health()
-
-
-@router.get("/readyz", tags=["operation"], responses=openapi.problem_responses(errors.NotReady))
-async def check_readiness(service: ServiceDep) -> Health:
-    """Whether all models are loaded and warm, and new work is taken."""
-    if not service.is_ready:
-        raise not_ready()
-    return Health()
 
 
 @router.get(

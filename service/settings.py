@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     """Folder whose *.safetensors are served, each under its file name."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    operation_host: str = "127.0.0.1"
+    operation_port: int | None = Field(None, ge=0, le=65535)
+    """Another port for /metrics, which then leaves the first, and for the health checks, which are on both."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is the GPU where there is one."""

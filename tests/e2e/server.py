@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -15,13 +16,22 @@ ROOT = Path(__file__).parents[2]
 START_DEADLINE_S = 60
 
 
-def start(checkpoint_folder: Path, log: Path) -> tuple["subprocess.Popen[bytes]", str]:
-    """A server on a free port, and its address."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(
+    checkpoint_folder: Path, log: Path, settings: Mapping[str, object] | None = None
+) -> tuple["subprocess.Popen[bytes]", str]:
+    """A server on a free port, and its address; `settings` are variables such as PETSEG_DEADLINE_S."""
+    port = free_port()
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PETSEG_")}
-    environment = outside | {"PETSEG_CHECKPOINTS": str(checkpoint_folder), "PETSEG_PORT": str(port)}
+    given = {name: str(value) for name, value in (settings or {}).items()}
+    environment = outside | {"PETSEG_CHECKPOINTS": str(checkpoint_folder), "PETSEG_PORT": str(port)} | given
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output

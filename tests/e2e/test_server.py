@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.checkpoint import Checkpoint
 from models.letterbox import Letterbox, decode_image, image_tensor
-from tests.e2e.server import start, stop, wait_until_ready
+from tests.e2e.server import free_port, start, stop, wait_until_ready
 from tests.fakes import decode_rle, encode, read
 
 
@@ -80,9 +80,11 @@ def test_a_large_body_is_refused_while_it_comes(
 
 def test_sigterm_finishes_what_was_accepted(checkpoint_folder: Path, tmp_path: Path, cat: bytes) -> None:
     log = tmp_path / "log.txt"
-    process, url = start(checkpoint_folder, log)
+    operation_port = free_port()
+    process, url = start(checkpoint_folder, log, {"PETSEG_OPERATION_PORT": operation_port})
     try:
         wait_until_ready(process, url, log)
+        assert httpx.get(f"http://127.0.0.1:{operation_port}/readyz").status_code == 200
         photos = [("image", (f"{index}.jpg", cat)) for index in range(24)]
         with (
             ThreadPoolExecutor(1) as pool,

@@ -1,5 +1,6 @@
 """The command line's words: one line per model, one line per fault."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,15 @@ def test_a_fault_is_one_line_and_exit_code_2(
     assert result.stderr.startswith(f"petseg: {said}")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+def test_an_operation_port_in_use_is_one_line(
+    runner: CliRunner, checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("PETSEG_OPERATION_PORT", str(port))
+        result = runner.invoke(cli.app, ["serve", "--checkpoints", str(checkpoint_folder), "--port", "0"])
+    assert result.exit_code == 2
+    said = f"petseg: PETSEG_OPERATION_PORT: 127.0.0.1:{port} cannot be had (Address already in use); choose another\n"
+    assert result.stderr == said

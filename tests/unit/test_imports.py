@@ -24,6 +24,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "batches",
     "openapi",
     "middleware",
+    "operation",
     "routes",
     "app",
     "cli",
