@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from models.prompts import PromptKind
-from service import operation
+from service import documentation, operation
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.middleware import RequestContext
@@ -21,6 +21,7 @@ from service.openapi import PetsegApp
 from service.pipeline import Pipeline, Service
 from service.predictor import KeptImage, Predictor, choose_device
 from service.routes import router
+from service.security_headers import add_security_headers
 from service.settings import Settings, SettingsError, variable
 
 logger = logging.getLogger("petseg.app")
@@ -46,12 +47,21 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
         raise SettingsError(f"{variable('device')}: {error}") from error
     loaded = load_folder(settings.checkpoints) if checkpoints is None else checkpoints
 
-    app = PetsegApp(title="petseg", version=API_VERSION, description=DESCRIPTION, lifespan=lifespan)
+    app = PetsegApp(
+        title="petseg",
+        version=API_VERSION,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.settings = settings
     app.state.predictors = build_predictors(loaded, device, settings)
     app.add_middleware(RequestContext)
+    add_security_headers(app, settings.cors_origins)
     add_handlers(app)
     app.include_router(router)
+    app.include_router(documentation.router)
     app.include_router(operation.router)
     if settings.operation_port is None:
         app.include_router(operation.private_router)

@@ -12,6 +12,7 @@ from service import errors, openapi
 from service.middleware import RequestContext
 from service.pipeline import Service, not_ready
 from service.schemas import Health
+from service.security_headers import add_security_headers
 
 router = APIRouter(tags=["operation"])
 private_router = APIRouter(tags=["operation"])
@@ -47,6 +48,7 @@ def create_operation_app(service_app: FastAPI) -> FastAPI:
     app = FastAPI(openapi_url=None)
     app.state = service_app.state
     app.add_middleware(RequestContext)
+    add_security_headers(app, ())
     errors.add_handlers(app)
     app.include_router(router)
     app.include_router(private_router)

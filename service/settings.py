@@ -3,15 +3,23 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.backbone_file import BACKBONE_FOLDER_VARIABLE
 from models.checkpoint import CHECKPOINT_FOLDER
 
 PREFIX = "PETSEG_"
+
+
+def split_words(value: object) -> object:
+    """A list as operators write it: words with commas between them."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_words)]
 
 
 class SettingsError(ValueError):
@@ -30,6 +38,9 @@ class Settings(BaseSettings):
     operation_host: str = "127.0.0.1"
     operation_port: int | None = Field(None, ge=0, le=65535)
     """Another port for /metrics, which then leaves the first, and for the health checks, which are on both."""
+
+    cors_origins: Words = ()
+    """Origins whose pages may call the service from a browser, such as https://example.org; * is any, empty is none."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is the GPU where there is one."""

@@ -24,6 +24,8 @@ SERVICE_FROM_THE_GROUND_UP = [
     "batches",
     "openapi",
     "middleware",
+    "security_headers",
+    "documentation",
     "operation",
     "routes",
     "app",

@@ -56,3 +56,8 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_lists_are_words_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETSEG_CORS_ORIGINS", "https://a.example, https://b.example,")
+    assert read_settings().cors_origins == ("https://a.example", "https://b.example")
