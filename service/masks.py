@@ -5,6 +5,7 @@ The mask comes from `Letterbox.restore_mask`, as in evaluation: what is served i
 
 import io
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from models.letterbox import Array, Letterbox
 
-COLOURS = (
+Colour = tuple[int, int, int]
+
+COLOURS: tuple[Colour, ...] = (
     (0, 0, 0),
     (230, 159, 0),
     (86, 180, 233),
@@ -26,6 +29,18 @@ COLOURS = (
     (0, 114, 178),
 )
 """RGB of class 0, 1, 2...: black ground, then the palette of Okabe and Ito, told apart by colour-blind eyes too."""
+
+
+def _voc_colour(index: int) -> Colour:
+    """Pascal VOC's colour of a class: of its index, bit 0 is red's highest bit, bit 1 green's, bit 2 blue's, ..."""
+    red, green, blue = (
+        sum(((index >> (3 * step + channel)) & 1) << (7 - step) for step in range(3)) for channel in range(3)
+    )
+    return red, green, blue
+
+
+VOC_COLOURS: tuple[Colour, ...] = tuple(_voc_colour(index) for index in range(256))
+"""The palette of Pascal VOC's own masks; 255, their border that counts for nothing, is cream and never predicted."""
 
 _TINT = 0.45
 """Share of the class colour in an overlay's tinted pixels."""
@@ -51,10 +66,10 @@ class Segment:
     """Run lengths in column-major order, background first."""
 
 
-def encode_png(mask: Array) -> bytes:
+def encode_png(mask: Array, colours: Sequence[Colour] = COLOURS) -> bytes:
     """Mask [H, W] uint8 -> indexed PNG: pixel value = class, the palette gives it a colour on any viewer."""
     image = Image.fromarray(mask)
-    image.putpalette(_palette())
+    image.putpalette(_palette(colours))
     return _png(image, compress_type=zlib.Z_RLE)
 
 
@@ -179,9 +194,9 @@ def _stencil(is_inside: npt.NDArray[np.bool_]) -> Image.Image:
     return Image.fromarray(is_inside.astype(np.uint8) * np.uint8(255))
 
 
-def _palette() -> list[int]:
-    """256 RGB triples in a row: `COLOURS`, again from the second on once they are used up."""
-    cycle = [COLOURS[0], *(COLOURS[1 + index % (len(COLOURS) - 1)] for index in range(255))]
+def _palette(colours: Sequence[Colour] = COLOURS) -> list[int]:
+    """256 RGB triples in a row: `colours`, again from the second on once they are used up."""
+    cycle = [colours[0], *(colours[1 + index % (len(colours) - 1)] for index in range(255))]
     return [value for colour in cycle for value in colour]
 
 

@@ -8,11 +8,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.errors import MEDIA_TYPE, Problem
-from service.schemas import BatchAnswer, BatchFields, BatchProblem, ProblemBody, SegmentAnswer, SegmentFields
+from service.schemas import BatchAnswer, BatchFields, BatchProblem, GeoJson, ProblemBody, SegmentAnswer, SegmentFields
 
 Json = dict[str, Any]
 
-_BODIES: tuple[type[BaseModel], ...] = (SegmentAnswer, BatchAnswer, BatchProblem, ProblemBody)
+_BODIES: tuple[type[BaseModel], ...] = (SegmentAnswer, GeoJson, BatchAnswer, BatchProblem, ProblemBody)
 _BINARY: Json = {"type": "string", "format": "binary"}
 _FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
 
@@ -95,14 +95,19 @@ def segment_success() -> Json:
     """200 of POST /segment/{model}."""
     text = {"schema": {"type": "string"}}
     return {
-        "description": "The mask: a picture, or segments",
+        "description": "The mask: a picture, segments, or outlines",
         "headers": {
             "X-Image-Id": text | {"description": "may stand in for the image in later requests, as image_id"},
             "X-Prompt": text | {"description": "the text prompt that was used, percent-encoded UTF-8"},
             "X-Prompt-Chosen-By": text | {"description": "caller or model"},
             "Server-Timing": text,
         },
-        "content": {"image/png": {"schema": _BINARY}, "application/json": {"schema": reference(SegmentAnswer)}},
+        "content": {
+            "image/png": {"schema": _BINARY},
+            "application/json": {"schema": reference(SegmentAnswer)},
+            "application/geo+json": {"schema": reference(GeoJson)},
+            "text/plain": text,
+        },
     }
 
 

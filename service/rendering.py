@@ -1,30 +1,47 @@
 """One prediction -> one answer in the wanted form. Runs in the thread pool; the routes hand it to the pipeline."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from models.letterbox import decode_image
+from models.letterbox import Array, decode_image
 from models.prompts import PointPrompt, Prompt, TextPrompt
-from service import masks
+from service import masks, outlines
 from service.predictor import Prediction, Predictor, Prepared
-from service.schemas import ImageInfo, Output, PointPromptInfo, Rle, Segmentation, SegmentInfo, TextPromptInfo
+from service.schemas import (
+    OUTLINES,
+    ImageInfo,
+    Output,
+    PointPromptInfo,
+    Rle,
+    Segmentation,
+    SegmentInfo,
+    TextPromptInfo,
+)
 
-PNG = "image/png"
+MEDIA_TYPES = dict.fromkeys(Output, "image/png") | {
+    Output.RLE: "application/json",
+    Output.POLYGONS: "application/json",
+    Output.GEOJSON: "application/geo+json",
+    Output.YOLO: "text/plain; charset=utf-8",
+}
 
 PromptInfo = TextPromptInfo | PointPromptInfo | None
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What one photo came to: a picture, or segments."""
+    """What one photo came to: a body that is ready to send, or segments."""
 
-    picture: bytes = b""
+    body: bytes = b""
     segments: tuple[SegmentInfo, ...] = ()
 
 
-def drawer(output: Output, rle: Rle, predictor: Predictor) -> Callable[[Prepared, Prediction], Drawing]:
-    """The function that draws `output`."""
+def drawer(
+    output: Output, rle: Rle, predictor: Predictor, tolerance: float = 0.0
+) -> Callable[[Prepared, Prediction], Drawing]:
+    """The function that draws `output`; outlines stay within `tolerance` pixels of the mask's edge."""
 
     def draw(prepared: Prepared, prediction: Prediction) -> Drawing:
         logits, letterbox = prediction.logits, prepared.letterbox
@@ -33,14 +50,47 @@ def drawer(output: Output, rle: Rle, predictor: Predictor) -> Callable[[Prepared
         mask = letterbox.restore_mask(logits)
         if output is Output.PNG:
             return Drawing(masks.encode_png(mask))
-        if output is Output.RLE:
-            found = masks.find_segments(mask, logits, letterbox)
-            return Drawing(segments=tuple(describe_segment(segment, predictor.class_names, rle) for segment in found))
+        if output is Output.VOC:
+            return Drawing(masks.encode_png(mask, masks.VOC_COLOURS))
+        if output is Output.RLE or output in OUTLINES:
+            found = [
+                describe_segment(segment, predictor.class_names, rle)
+                for segment in masks.find_segments(mask, logits, letterbox)
+            ]
+            return (
+                draw_outlines(output, mask, found, tolerance) if output in OUTLINES else Drawing(segments=tuple(found))
+            )
         photo, _ = decode_image(prepared.upload, max_pixels=predictor.max_pixels)
-        picture = masks.draw_overlay(photo, mask) if output is Output.OVERLAY else masks.draw_cutout(photo, mask)
-        return Drawing(picture)
+        return Drawing(masks.draw_overlay(photo, mask) if output is Output.OVERLAY else masks.draw_cutout(photo, mask))
 
     return draw
+
+
+def draw_outlines(output: Output, mask: Array, segments: list[SegmentInfo], tolerance: float) -> Drawing:
+    """The `segments` of `mask` [H, W] as outlines: COCO polygons, YOLO labels or GeoJSON."""
+    height, width = mask.shape
+    traced = [(segment, outlines.trace(mask == segment.category_id, tolerance)) for segment in segments]
+    if output is Output.POLYGONS:
+        polygons = [
+            segment.model_copy(update={"segmentation": outlines.coco_polygons(pieces)}) for segment, pieces in traced
+        ]
+        return Drawing(segments=tuple(polygons))
+    if output is Output.YOLO:  # whose classes begin with the first animal: it has no background
+        lines = [
+            line
+            for segment, pieces in traced
+            for line in outlines.yolo_lines(pieces, segment.category_id - 1, (height, width))
+        ]
+        return Drawing("".join(f"{line}\n" for line in lines).encode())
+    features = [
+        {
+            "type": "Feature",
+            "geometry": outlines.geojson_geometry(pieces),
+            "properties": segment.model_dump(mode="json", exclude={"segmentation"}),
+        }
+        for segment, pieces in traced
+    ]
+    return Drawing(json.dumps({"type": "FeatureCollection", "features": features}).encode())
 
 
 def describe_segment(segment: masks.Segment, class_names: tuple[str, ...], rle: Rle) -> SegmentInfo:

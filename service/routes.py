@@ -18,6 +18,7 @@ from service.operation import ServiceDep
 from service.pipeline import Photo, Pipeline, Segmented, not_ready
 from service.rendering import Drawing, drawer
 from service.schemas import (
+    OUTLINES,
     BatchAnswer,
     BatchOutput,
     BatchProblem,
@@ -94,15 +95,16 @@ async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceD
     upload, fields = await read_segment(request, service.settings.max_body_bytes)
     prompt = read_prompt(fields)
     output = choose_output(request, fields.output, fields.rle)
+    refuse_idle_tolerance(fields.tolerance, output)
     image_id = fields.image_id.removeprefix("sha256:") if fields.image_id else None
     photo = Photo(upload.data if upload else None, image_id, prompt)
-    draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline.predictor)
+    draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline.predictor, fields.tolerance or 0.0)
     segmented = await unless_gone(request, pipeline.segment(photo, draw))
     answer = describe_answer(pipeline, photo, segmented)
     headers = rendering.answer_headers(answer.image, answer.prompt, answer.timing_ms)
-    if output is Output.RLE:
-        return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
-    return Response(segmented.drawn.picture, headers=headers, media_type=rendering.PNG)
+    is_json = output in (Output.RLE, Output.POLYGONS)
+    body = answer.model_dump_json() if is_json else segmented.drawn.body
+    return Response(body, headers=headers, media_type=rendering.MEDIA_TYPES[output])
 
 
 @router.post(
@@ -151,7 +153,7 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep, service: Se
     def zip_entry(name: str, each: Finished) -> tuple[str, bytes]:
         if isinstance(each.outcome, errors.Problem):
             return f"{name}.problem.json", problem_body(each.outcome).model_dump_json(exclude_none=True).encode()
-        return f"{name}.png", each.outcome.drawn.picture
+        return f"{name}.png", each.outcome.drawn.body
 
     if output is BatchOutput.ZIP:
         return StreamingResponse(zip_archive(entries()), media_type="application/zip")
@@ -241,6 +243,14 @@ def refuse_idle_rle(rle: Rle | None, output: StrEnum | None, wanted: StrEnum) ->
     if rle is not None and output not in (None, wanted):
         detail = f"got rle={rle} with output={output}, wanted output={wanted}; leave one of them out"
         raise errors.InvalidRequest(detail, errors=[{"pointer": errors.pointer("rle"), "detail": detail}])
+
+
+def refuse_idle_tolerance(tolerance: float | None, output: Output) -> None:
+    """Raise InvalidRequest where `tolerance` would change nothing."""
+    if tolerance is not None and output not in OUTLINES:
+        wanted = " or ".join(f"output={each}" for each in Output if each in OUTLINES)
+        detail = f"got tolerance={tolerance:g} with output={output}, wanted {wanted}; leave tolerance out"
+        raise errors.InvalidRequest(detail, errors=[{"pointer": errors.pointer("tolerance"), "detail": detail}])
 
 
 def wants(request: Request, media_type: str) -> bool:

@@ -16,9 +16,17 @@ class Output(StrEnum):
 
     PNG = "png"
     RLE = "rle"
+    POLYGONS = "polygons"
+    GEOJSON = "geojson"
+    YOLO = "yolo"
+    VOC = "voc"
     OVERLAY = "overlay"
     CUTOUT = "cutout"
     PROBABILITY = "probability"
+
+
+OUTLINES = frozenset({Output.POLYGONS, Output.GEOJSON, Output.YOLO})
+"""The outputs that draw outlines, so that a tolerance changes them."""
 
 
 class BatchOutput(StrEnum):
@@ -69,6 +77,16 @@ class SegmentFields(BaseModel):
         Output | None, Field(description="png unless the Accept header asks for application/json, which is rle.")
     ] = None
     rle: Annotated[Rle | None, Field(description="Form of the RLE counts, compressed unless said; implies rle.")] = None
+    tolerance: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+            description="For polygons, geojson and yolo: how far outlines may lie from the mask's edge, in pixels; "
+            "the more, the fewer points. 0 unless said: the outlines fill to exactly the mask.",
+        ),
+    ] = None
 
 
 class BatchFields(BaseModel):
@@ -125,7 +143,42 @@ class SegmentInfo(BaseModel):
     score: float = Field(ge=0, le=1, description="mean probability over the segment")
     area: int
     bbox: tuple[int, int, int, int] = Field(description="[x, y, width, height] in pixels")
-    segmentation: Segmentation
+    segmentation: Segmentation | list[list[float]] = Field(
+        description="RLE, or COCO polygons: [x, y, x, y, ...] in pixels for each connected piece, a hole joined to "
+        "it by a cut of no width"
+    )
+
+
+class GeoJsonProperties(BaseModel):
+    """What GeoJSON says of one class's pixels."""
+
+    label: str
+    category_id: int
+    score: float = Field(ge=0, le=1)
+    area: int
+    bbox: tuple[int, int, int, int] = Field(description="[x, y, width, height] in pixels")
+
+
+class MultiPolygon(BaseModel):
+    """The pieces of one class, each an exterior ring and its holes, positions in pixels."""
+
+    type: Literal["MultiPolygon"] = "MultiPolygon"
+    coordinates: list[list[list[tuple[float, float]]]]
+
+
+class GeoJsonFeature(BaseModel):
+    """One class's pixels."""
+
+    type: Literal["Feature"] = "Feature"
+    geometry: MultiPolygon
+    properties: GeoJsonProperties
+
+
+class GeoJson(BaseModel):
+    """A photo's segments as GeoJSON, but in pixels of the upright photo, y down, instead of degrees."""
+
+    type: Literal["FeatureCollection"] = "FeatureCollection"
+    features: list[GeoJsonFeature]
 
 
 class SegmentAnswer(BaseModel):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -165,6 +166,16 @@ def decode_rle(size: Sequence[int], counts: str | list[int]) -> Array:
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools on numpy 2
         decoded: Array = coco.decode(coco.frPyObjects(rle, *size) if isinstance(counts, list) else rle)
     return decoded
+
+
+def fill_polygons(polygons: list[list[float]], shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """COCO polygons -> mask [H, W], as pycocotools fills them."""
+    height, width = shape
+    if not polygons:
+        return np.zeros((height, width), dtype=bool)
+    given: Any = polygons
+    merged: Any = coco.merge(coco.frPyObjects(given, height, width))
+    return decode_rle(merged["size"], merged["counts"]).astype(bool)
 
 
 def asgi_scope(path: str, content_type: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "errors",
     "schemas",
     "masks",
+    "outlines",
     "embedding_cache",
     "batcher",
     "predictor",
