@@ -142,7 +142,7 @@ async def test_prompt_mismatch(client: httpx.AsyncClient, model: str, fields: di
 INVALID: list[tuple[dict[str, str], str, str]] = [
     ({"foo": "1"}, "#/foo", "got the unknown field 'foo', wanted image, image_id, text, points, x, y, output, rle"),
     ({"a/b~c": "1"}, "#/a~1b~0c", "got the unknown field 'a/b~c'"),
-    ({"output": "jpg"}, "#/output", "got 'jpg'; Input should be 'png', 'rle', 'overlay', 'cutout' or 'probability'"),
+    ({"output": "jpg"}, "#/output", "got 'jpg'; Input should be 'png', 'rle', 'polygons', 'geojson', 'yolo'"),
     ({"rle": "zip"}, "#/rle", "got 'zip'; Input should be 'compressed' or 'uncompressed'"),
     ({"rle": "compressed", "output": "png"}, "#/rle", "got rle=compressed with output=png, wanted output=rle"),
     ({"x": "1"}, "#/y", "got x without y; a click has both"),
