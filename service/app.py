@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from models.prompts import PromptKind
-from service import documentation, operation
+from service import documentation, operation, page
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.middleware import RequestContext
@@ -65,6 +65,7 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     app.include_router(operation.router)
     if settings.operation_port is None:
         app.include_router(operation.private_router)
+    app.include_router(page.router)
     return app
 
 

@@ -29,6 +29,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "documentation",
     "operation",
     "routes",
+    "page",
     "app",
     "cli",
     "__main__",
