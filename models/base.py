@@ -74,7 +74,12 @@ class SegmentationModel(nn.Module, ABC):
 
     def forward(self, images: Tensor, prompt: PromptTensors) -> Tensor:
         """Logits [B, K, S, S] of images [B, 3, S, S] under a batch of prompts."""
-        return self.decode(self.encode(images), prompt)
+        return self.features_and_logits(images, prompt)[1]
+
+    def features_and_logits(self, images: Tensor, prompt: PromptTensors) -> tuple[Features, Tensor]:
+        """What `encode` and `decode` give, for an objective that reads both."""
+        features = self.encode(images)
+        return features, self.decode(features, prompt)
 
     def encoder_digest(self) -> str | None:
         """Identity of `encode`'s function where models share it, or None where the checkpoint's own digest stands.

@@ -43,6 +43,30 @@ class ResidualBlock(nn.Module):
         return F.relu(inputs + self.block(inputs))
 
 
+class ContextBlock(nn.Module):
+    """Depthwise 7x7 convolution, then two 1x1 convolutions, with a skip (Liu et al. 2022, section 2.6).
+
+    [B, C, H, W] -> the same shape, with batch norm so that it folds into the convolutions. On an 8 x 8 map two of them
+    let each place see all others.
+    """
+
+    def __init__(self, channels: int, expansion: int = 2) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, expansion * channels, 1, bias=False),
+            nn.BatchNorm2d(expansion * channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(expansion * channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        added: Tensor = inputs + self.block(inputs)
+        return added
+
+
 class ChannelAttention(nn.Module):
     """Squeeze-and-excitation (Hu et al. 2018, section 3): channels weighted by a gate of their global means."""
 

@@ -45,6 +45,10 @@ class StageConfig(_Frozen):
     teacher: Path | None = None
     """Checkpoint whose logits are learned as well, under the objective `distillation`."""
     teacher_weight: float = Field(1.0, ge=0)
+    teacher_feature_weight: float = Field(0.0, ge=0)
+    """How much the likeness of the deepest features to each other is learned from the teacher's; 0 not at all."""
+    augmentation: AugmentationConfig | None = None
+    """This stage's augmentation in place of the run's."""
     image_size: int | None = None
     """Side in pixels of this stage's images, for convolutional models; None: the model's own."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -109,8 +113,8 @@ class TrainConfig(_Frozen):
 def load_config(name_or_path: str, *, smoke: bool = False) -> TrainConfig:
     """Read a config by the name of a shipped recipe or by path; with `smoke`, its [smoke] table laid over.
 
-    `smoke.stage` is laid over every stage; an empty string there takes a setting away. Raises ValueError naming file,
-    field, got and wanted.
+    `smoke.stage` is laid over every stage, which learns without its teacher; an empty string there takes a setting
+    away. Raises ValueError naming file, field, got and wanted.
     """
     path = find_config(name_or_path)
     try:
@@ -121,7 +125,10 @@ def load_config(name_or_path: str, *, smoke: bool = False) -> TrainConfig:
     if smoke:
         stage = small.pop("stage", {})
         table = merge_tables(table, small)
-        table["stages"] = [merge_tables(each, stage) for each in table.get("stages", [])]
+        alone = {"objective": "segmentation", "teacher": ""}
+        table["stages"] = [
+            merge_tables(each, stage | (alone if "teacher" in each else {})) for each in table.get("stages", [])
+        ]
     try:
         config = TrainConfig.model_validate(table)
         config.architecture_config()

@@ -98,22 +98,42 @@ def segmentation(loss: Loss) -> Objective:
     return objective
 
 
-def distillation(loss: Loss, teacher: SegmentationModel, weight: float) -> Objective:
+def distillation(loss: Loss, teacher: SegmentationModel, weight: float, feature_weight: float = 0.0) -> Objective:
     """`loss` plus `weight` times the mean KL(teacher || student) of a pixel (Hinton et al. 2015, temperature 1).
 
-    The teacher sees the images at the size it was trained on.
+    `feature_weight` times `pairwise_distillation` of both models' deepest features is added. The teacher sees the
+    images at the size it was trained on.
     """
     side = teacher.config.image_size
 
     def objective(model: Any, batch: Batch) -> Tensor:
-        logits = model(batch["image"], batch["prompt"]).float()
+        features, logits = model.features_and_logits(batch["image"], batch["prompt"])
+        logits = logits.float()
         with torch.no_grad():
-            judged = teacher(resize(batch["image"], side, side), batch["prompt"]).float()
-            soft = resize(judged, *logits.shape[-2:]).softmax(1)
+            known, judged = teacher.features_and_logits(resize(batch["image"], side, side), batch["prompt"])
+            soft = resize(judged.float(), *logits.shape[-2:]).softmax(1)
         divergence = F.kl_div(logits.log_softmax(1), soft, reduction="none").sum(1, keepdim=True)
-        return loss(logits, batch["target"]) + weight * divergence.mean()
+        total = loss(logits, batch["target"]) + weight * divergence.mean()
+        if feature_weight > 0:
+            total = total + feature_weight * pairwise_distillation(features[-1].float(), known[-1].float())
+        return total
 
     return objective
+
+
+def pairwise_distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the cosine similarities between all places of a batch (Liu et al. 2019, equation 2).
+
+    student: Tensor [B, C, h, w], teacher: Tensor [B, D, H, W], resized to h x w; the widths need not agree, so nothing
+    is learned to join them. Each map is centred over the batch first: similarity to the mean says nothing.
+    """
+    return (_similarities(student) - _similarities(resize(teacher, *student.shape[-2:]))).square().mean()
+
+
+def _similarities(features: Tensor) -> Tensor:
+    places = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, w] -> [Bhw, C]
+    places = F.normalize(places - places.mean(0), dim=1)
+    return places @ places.T
 
 
 def reconstruction(model: Any, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """What a run must keep to go on after a kill, and the averaged weights that it judges. Used by train.py."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,13 +81,17 @@ class RunState:
         self._resumed: dict[str, Any] = {}
 
     def restore(self, model: SegmentationModel) -> None:
-        """Take up an earlier run where there is one; ValueError if it had another config."""
+        """Take up an earlier run where there is one; ValueError if what it has done was done by another config.
+
+        Stages that it has not begun may have changed, or been added to a run that had ended.
+        """
         if not self.path.exists():
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["config"] != self.config_json:
-            raise ValueError(f"{self.path} is of a run with another config; choose another --out, or delete it")
         self.progress = Progress(**state["progress"])
+        begun = self.progress.stage + (self.progress.epoch > 0)
+        if _without_later_stages(state["config"], begun) != _without_later_stages(self.config_json, begun):
+            raise ValueError(f"{self.path} is of a run with another config; choose another --out, or delete it")
         self.best = state["best"]
         self._resumed = state
         model.load_state_dict(state["model"], strict=False)
@@ -121,3 +126,8 @@ class RunState:
             torch.save(content, unfinished)
             unfinished.replace(self.path)
         fabric.barrier()
+
+
+def _without_later_stages(config_json: str, begun: int) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(config_json)
+    return {**config, "stages": config["stages"][:begun]}

@@ -19,7 +19,7 @@ from models.base import SegmentationModel
 from models.checkpoint import ModelCard, backbone_digest, load_checkpoint, save_checkpoint
 from models.letterbox import Letterbox
 from models.prompts import Prompt, PromptTensors
-from training.augmentation import Augmentation
+from training.augmentation import Augmentation, AugmentationConfig
 from training.config import StageConfig, TrainConfig
 from training.dataset import PetDataset
 from training.imagenet_weights import INITIAL_WEIGHTS
@@ -72,7 +72,10 @@ class Run:
 
 
 def train(run: Run, fabric: Fabric) -> Path:
-    """Run all stages and write the checkpoint of the best weights; returns its path."""
+    """Run all stages and write the checkpoint of the best weights; returns its path.
+
+    A stage of segmentation before the last leaves its own checkpoint beside it, `<name>-<stage>.safetensors`.
+    """
     fabric.seed_everything(run.config.seed, verbose=False)
     model = build_model(run.config)
     state = RunState(run.out / "state.ckpt", run.config.model_dump_json())
@@ -82,7 +85,12 @@ def train(run: Run, fabric: Fabric) -> Path:
         if index >= state.progress.stage:
             train_stage(run, index, stage, model, state, fabric, log)
     log.close()
-    checkpoint = run.out / f"{run.name}.safetensors"
+    return write_checkpoint(run, run.name, model, state, fabric)
+
+
+def write_checkpoint(run: Run, name: str, model: SegmentationModel, state: RunState, fabric: Fabric) -> Path:
+    """Save the model as `<name>.safetensors` with its card; every process waits for the first, which writes."""
+    checkpoint = run.out / f"{name}.safetensors"
     if fabric.is_global_zero:
         save_checkpoint(checkpoint, model, write_card(run, model, state), half=run.config.half_precision)
     fabric.barrier()
@@ -94,9 +102,11 @@ def train_stage(
 ) -> None:
     """Train one stage to its end and leave its best weights in `model`."""
     config, progress = run.config, state.progress
+    if progress.epoch == 0:
+        progress.best_score, progress.best_epoch = -math.inf, 0
     with fabric.rank_zero_first():
         folder = run.prepare(stage.image_size or model.config.image_size)
-    train_set = open_training_set(config, model, folder)
+    train_set = open_training_set(config, model, folder, stage.augmentation)
     validation_set = open_validation_set(config, model, folder)
 
     objective = build_objective(stage, train_set, len(model.config.class_names), fabric)
@@ -104,6 +114,8 @@ def train_stage(
     wrapped, optimizer = fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
     if stage.objective == "reconstruction":
         wrapped.mark_forward_method("reconstruct")
+    if stage.objective == "distillation":
+        wrapped.mark_forward_method("features_and_logits")
     average = WeightAverage(model, stage.ema_decay)
     state.restore_stage(optimizer, average)
 
@@ -152,9 +164,9 @@ def train_stage(
             break
 
     model.load_state_dict(state.best, strict=False)
+    if index + 1 < len(config.stages) and stage.objective != "reconstruction":
+        write_checkpoint(run, f"{run.name}-{stage.name}", model, state, fabric)
     progress.stage, progress.epoch = index + 1, 0
-    if index + 1 < len(config.stages):
-        progress.best_score, progress.best_epoch = -math.inf, 0
     state.save(fabric, model)
 
 
@@ -168,13 +180,18 @@ def build_model(config: TrainConfig) -> SegmentationModel:
     return model
 
 
-def open_training_set(config: TrainConfig, model: SegmentationModel, folder: Path) -> PetDataset:
-    """Augmented examples with sampled prompts; offline copies are not augmented a second time."""
+def open_training_set(
+    config: TrainConfig, model: SegmentationModel, folder: Path, augmentation: AugmentationConfig | None = None
+) -> PetDataset:
+    """Augmented examples with sampled prompts; offline copies are not augmented a second time.
+
+    `augmentation` stands in for the run's.
+    """
     return PetDataset(
         folder,
         "train",
         boundary=config.data.boundary,
-        augment=None if config.data.copies else Augmentation(config.augmentation),
+        augment=None if config.data.copies else Augmentation(augmentation or config.augmentation),
         sampler=make_sampler(model.prompt_kind, config.prompts),
         make_prompt=prompt_maker(model),
         seed=config.seed,
@@ -216,7 +233,7 @@ def build_objective(stage: StageConfig, train_set: PetDataset, classes: int, fab
     if stage.teacher is None:
         return segmentation(loss)
     teacher = load_checkpoint(stage.teacher).model.to(fabric.device).to(memory_format=torch.channels_last)
-    return distillation(loss, teacher.requires_grad_(False), stage.teacher_weight)
+    return distillation(loss, teacher.requires_grad_(False), stage.teacher_weight, stage.teacher_feature_weight)
 
 
 def pixel_counts(dataset: PetDataset, classes: int) -> Tensor:

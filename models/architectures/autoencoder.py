@@ -5,12 +5,12 @@ alone, so the bottleneck and the reconstruction decoder are left out of checkpoi
 """
 
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
+from models.layers import ContextBlock
 from models.prompts import PromptTensors
 
 
@@ -22,6 +22,12 @@ class AutoencoderConfig(ArchitectureConfig):
     """Channels after each stride-2 convolution; 128 pixels become 256 x 8 x 8."""
     bottleneck: int = 512
     dropout: float = 0.1
+    context_blocks: int = 0
+    """Blocks on the 256 x 8 x 8 map before the segmentation decoder; the study has none.
+
+    There a place of the map sees 31 pixels and its decoder sees little more, so that cat and dog are painted into one
+    animal. With blocks, each place sees the whole image, and the mean of the map votes on the classes of all pixels.
+    """
 
 
 class Autoencoder(SegmentationModel):
@@ -51,6 +57,8 @@ class Autoencoder(SegmentationModel):
         self.reconstruction = nn.ModuleList(
             _upsample(2 * deep, shallow) for deep, shallow in pairwise((*reversed(widths), 3))
         )
+        self.context = nn.Sequential(*(ContextBlock(deepest) for _ in range(config.context_blocks)))
+        self.vote = nn.Conv2d(deepest, len(config.class_names), 1) if config.context_blocks else None
         self.segmentation = nn.Sequential(
             *(
                 nn.Sequential(
@@ -65,10 +73,11 @@ class Autoencoder(SegmentationModel):
         )
 
     def encode(self, images: Tensor) -> Features:
-        return self._levels(images)[-1:]  # [B, 256, 8, 8]
+        return (self.context(self._levels(images)[-1]),)  # [B, 256, 8, 8]
 
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
-        return cast(Tensor, self.segmentation(features[0]))  # [B, 256, 8, 8] -> [B, K, 128, 128]
+        logits: Tensor = self.segmentation(features[0])  # [B, 256, 8, 8] -> [B, K, 128, 128]
+        return logits if self.vote is None else logits + self.vote(features[0].mean((2, 3), keepdim=True))
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The first stage's output: images [B, 3, S, S] in [0, 1] -> the same, through the bottleneck with skips."""

@@ -1,6 +1,7 @@
 """Every architecture is built from the [smoke] sizes of its recipes and held to the one interface."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -135,6 +136,19 @@ def test_autoencoder_has_the_sizes_of_the_study() -> None:
     assert (bottleneck.in_features, bottleneck.out_features) == (256 * 8 * 8, 512)
     with torch.device("meta"):
         assert model.reconstruct(torch.zeros(1, 3, 128, 128)).shape == (1, 3, 128, 128)  # type: ignore[operator]
+
+
+def test_context_blocks_show_the_autoencoder_the_whole_image() -> None:
+    def reach(blocks: int) -> bool:
+        torch.manual_seed(0)
+        model = get_architecture("autoencoder")
+        network = model(model.Config.model_validate({"context_blocks": blocks})).eval()
+        image = torch.rand(1, 3, 128, 128, requires_grad=True)
+        network(image, {})[0, :, 0, 0].sum().backward()
+        return bool(cast(Tensor, image.grad)[0, :, -1, -1].abs().sum() > 0)
+
+    assert not reach(0)
+    assert reach(2)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("clip", 3), ("prompt", 2)])

@@ -90,10 +90,10 @@ name = "two"
 epochs = 7
 [smoke]
 model = { image_size = 32 }
-stage = { epochs = 1, teacher = "", objective = "segmentation" }
+stage = { epochs = 1 }
 """
     config = load_config(write(tmp_path, text), smoke=True)
     assert [stage.name for stage in config.stages] == ["one", "two"]
     assert [stage.epochs for stage in config.stages] == [1, 1]
-    assert config.stages[0].teacher is None
+    assert (config.stages[0].teacher, config.stages[0].objective) == (None, "segmentation")
     assert config.architecture_config().image_size == 32

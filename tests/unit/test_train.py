@@ -111,6 +111,35 @@ def test_another_config_does_not_resume(run: Run) -> None:
         train(replace(run, config=tiny(seed=1)), fabric())
 
 
+def test_stages_may_be_added_to_a_finished_run(run: Run) -> None:
+    short = replace(run, config=tiny(stages=stage(name="first")))
+    train(short, fabric())
+    added = [*stage(name="first"), *stage(name="second", epochs=1, augmentation={"flip_probability": 1.0})]
+    train(replace(run, config=tiny(stages=added)), fabric())
+    assert [row["stage"] for row in log_of(run)] == ["first", "first", "first", "second"]
+    with pytest.raises(ValueError, match="another config"):
+        train(replace(run, config=tiny(stages=stage(name="first", learning_rate=0.5))), fabric())
+
+
+def test_each_stage_leaves_its_checkpoint(run: Run) -> None:
+    two = replace(run, config=tiny(stages=[*stage(name="first", epochs=1), *stage(name="second", epochs=1)]))
+    last = train(two, fabric())
+    first = load_checkpoint(run.out / "tiny-first.safetensors")
+    assert first.digest != load_checkpoint(last).digest
+    assert first.card.metrics["validation"]["mean_iou"] == round(float(log_of(two)[0]["mean_iou"]), 4)
+
+
+def test_a_stage_augments_in_its_own_way(run: Run) -> None:
+    def first_loss(name: str, **changes: object) -> str:
+        config = tiny(stages=stage(epochs=1, **changes))
+        this = replace(run, config=config, out=run.out / name)
+        train(this, fabric())
+        return log_of(this)[0]["loss"]
+
+    assert first_loss("default", augmentation={}) == first_loss("none")
+    assert first_loss("dark", augmentation={"jitter_brightness": 1.0}) != first_loss("plain")
+
+
 def test_patience_ends_a_stage(run: Run) -> None:
     # At a vanishing rate no epoch is better than the first.
     stages = stage(epochs=9, patience=2, learning_rate=1e-30)
