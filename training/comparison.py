@@ -14,7 +14,7 @@ from typing import Any
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from training.costs import Costs, describe_timing, measure_costs
-from training.evaluate import PROTOCOLS
+from training.evaluate import MIXED_SHARE, PROTOCOLS
 
 TABLE_START, TABLE_END = "<!-- table:start -->", "<!-- table:end -->"
 """Lines of a README between which `replace_table` writes."""
@@ -140,11 +140,18 @@ def class_table(compared: Sequence[Compared]) -> str:
     return markdown_table(head, rows, texts=3)
 
 
-def prompt_lines(compared: Sequence[Compared]) -> list[str]:
-    """What prompted models do beyond one prompt for each photo, a list item each."""
+def further_lines(compared: Sequence[Compared]) -> list[str]:
+    """What the scores of one mask for each photo do not say, a list item each."""
     lines = []
     for each in compared:
         name, test = f"`{each.checkpoint.name}`", each.test
+        for _, title, scored in each.rows():
+            if mixed := scored.get("mixed_species"):
+                asked = f", {title}" if title else ""
+                lines.append(
+                    f"- {name}{asked}: one animal painted as two species (over {100 * MIXED_SHARE:.0f} % of it) on "
+                    f"{100 * mixed['mean']:.1f} % of photos."
+                )
         if absent := test.get("absent"):
             share, covered = absent["answered_with_nothing"]["mean"], absent["animal_covered"]["mean"]
             lines.append(
@@ -223,8 +230,8 @@ def render_page(compared: Sequence[Compared], robustness: dict[str, Any] | None 
         "surroundings, mean over photos.",
         class_table(compared),
     ]
-    if lines := prompt_lines(compared):
-        sections += ["## Prompts", "\n".join(lines)]
+    if lines := further_lines(compared):
+        sections += ["## Beyond one mask", "\n".join(lines)]
     if robustness:
         count = " or ".join(map(str, sorted({found["photos"] for found in robustness["models"].values()})))
         sections += [

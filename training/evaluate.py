@@ -28,6 +28,9 @@ from training.preparation import assign_splits, seed_of
 Prompter = Callable[[PetRecord, Array], Prompt]
 """(record, label map [H, W]) -> the prompt that this protocol gives, in pixels of the photo."""
 
+MIXED_SHARE = 0.05
+"""A speck of the other species is no mixed animal."""
+
 OnMask = Callable[[PetRecord, Array, Array], None]
 """Told of each record, its mask [H, W] uint8 and its target [H, W] uint8 in the model's classes."""
 
@@ -96,8 +99,21 @@ class Evaluated:
             for key, counts in self.by_photo.items()
         }
         outline = {"boundary_iou": estimate_mean(self.boundary_iou, intervals=intervals)}
+        if len(self.class_names) > 2:
+            mixed = mixed_species(self.by_photo["ignore"])
+            outline["mixed_species"] = estimate_mean(mixed, intervals=intervals)
         skipped = {"skipped": self.skipped} if self.skipped else {}
         return {"protocol": self.protocol, "photos": self.photos, **both, **outline, **skipped}
+
+
+def mixed_species(confusions: Tensor) -> Tensor:
+    """Whether each photo's animal is painted as two species: the lesser takes more than 5 % of what is painted of it.
+
+    confusions: Tensor [N, K, K] with rows the truth and channel 0 the background -> Tensor [N] float64 of 0 and 1.
+    """
+    painted = confusions[:, 1:, 1:].sum(1).double()  # [N, K - 1], on the animal's own pixels
+    others = painted.sum(1) - painted.amax(1)
+    return (others > MIXED_SHARE * painted.sum(1)).double()
 
 
 def evaluate(

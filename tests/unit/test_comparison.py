@@ -15,8 +15,8 @@ from training.comparison import (
     Compared,
     class_table,
     compare,
+    further_lines,
     markdown_table,
-    prompt_lines,
     replace_table,
     summary_table,
 )
@@ -99,16 +99,22 @@ def test_each_class_under_both_boundary_protocols(unet: Checkpoint) -> None:
 
 
 def test_prompts_beyond_the_first_are_told(clicks: Compared) -> None:
-    needed, border = prompt_lines([clicks])
+    needed, border = further_lines([clicks])
     assert "(NoC@90): 2.25 on average; never reached on 12.5 % of photos" in needed
     assert "mean IoU 0.500, 0.250 lower" in border
     test = {
         "absent": {"answered_with_nothing": {"mean": 0.75}, "animal_covered": {"mean": 0.125}},
         "collages": {"by_breed": {"collages": 8, "accuracy": {"mean": 0.5}, "mean_iou": 0.25}},
     }
-    absent, collages = prompt_lines([Compared(with_test(fake_checkpoint(TextModel, "clip"), "clip", test), COSTS)])
+    absent, collages = further_lines([Compared(with_test(fake_checkpoint(TextModel, "clip"), "clip", test), COSTS)])
     assert "an empty mask on 75.0 % of photos; 12.5 % of the wrong animal taken" in absent
     assert "named by breed: the right one in 50.0 % of 8 collages, mean IoU 0.250" in collages
+
+
+def test_mixed_species_are_told(unet: Checkpoint) -> None:
+    test = {"image": scored(0.875, mixed_species={"mean": 0.0625})}
+    (line,) = further_lines([Compared(with_test(unet, "unet", test), COSTS)])
+    assert line == "- `unet`: one animal painted as two species (over 5 % of it) on 6.2 % of photos."
 
 
 def test_a_model_not_measured_has_a_row_of_dashes(unet: Checkpoint) -> None:

@@ -15,7 +15,7 @@ from tests.drawn_photos import write_block
 from tests.fakes import ClickModel, ColourModel, TextModel
 from training.boundary import boundary_iou, tolerance_px
 from training.cli import app
-from training.evaluate import PROTOCOLS, evaluate, evaluate_protocols, select_records
+from training.evaluate import PROTOCOLS, evaluate, evaluate_protocols, mixed_species, select_records
 from training.official_layout import PetRecord, read_photo, read_records, records_fingerprint
 
 
@@ -71,6 +71,15 @@ def test_scores_of_each_photo_are_kept(tmp_path: Path) -> None:
     assert summary["boundary_ignore"]["mean_iou"] == 0.5
     assert summary["boundary_ignore"]["mean_iou_interval"] == [pytest.approx(1 / 3, abs=1e-4), 1.0]
     assert summary["boundary_iou"] == {"mean": 0.5, "interval": [0.0, 1.0]}
+
+
+def test_an_animal_painted_as_two_species_is_counted() -> None:
+    def photo(cat: int, dog: int) -> list[list[int]]:
+        return [[50, 9, 9], [3, cat, dog], [0, 0, 0]]
+
+    # Of 100 painted pixels 5 may be of the other species; an animal that is not found is not mixed.
+    confusions = torch.tensor([photo(95, 5), photo(94, 6), photo(6, 94), photo(0, 100), photo(0, 0)])
+    assert mixed_species(confusions).tolist() == [0, 1, 1, 0, 0]
 
 
 def test_protocols_share_one_encoding(raw_pets: Path) -> None:
