@@ -16,6 +16,8 @@ from models.prompts import PromptKind
 from service import documentation, operation, page
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
+from service.gauges import ServiceCollector
+from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.openapi import PetsegApp
 from service.pipeline import Pipeline, Service
@@ -57,7 +59,8 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     )
     app.state.settings = settings
     app.state.predictors = build_predictors(loaded, device, settings)
-    app.add_middleware(RequestContext)
+    app.state.metrics = Metrics()
+    app.add_middleware(RequestContext, metrics=app.state.metrics)
     add_security_headers(app, settings.cors_origins)
     add_handlers(app)
     app.include_router(router)
@@ -73,10 +76,13 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Warm every model, take requests, then drain: what was accepted is finished before the threads end."""
     settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
     pool = ThreadPoolExecutor(settings.image_threads or os.cpu_count() or 1, thread_name_prefix="images")
     predictors: list[Predictor] = app.state.predictors
-    pipelines = {predictor.checkpoint.name: Pipeline(predictor, pool, settings) for predictor in predictors}
+    pipelines = {predictor.checkpoint.name: Pipeline(predictor, pool, settings, metrics) for predictor in predictors}
     service = app.state.service = Service(settings, pipelines)
+    levels = ServiceCollector(service)
+    metrics.registry.register(levels)
     try:
         for predictor in predictors:
             await asyncio.to_thread(predictor.warm_up)
@@ -86,6 +92,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.drain()
         await asyncio.gather(*(pipeline.batcher.close(settings.drain_s) for pipeline in pipelines.values()))
         pool.shutdown(wait=True, cancel_futures=True)
+        metrics.registry.unregister(levels)
 
 
 def load_folder(folder: Path) -> list[Checkpoint]:

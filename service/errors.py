@@ -168,6 +168,7 @@ PROBLEMS: dict[str, type[Problem]] = {problem.slug: problem for problem in Probl
 def problem_response(request: Request, problem: Problem) -> Response:
     """`problem` as a response; instance is the address that was asked."""
     request_id = getattr(request.state, "request_id", "")
+    request.state.problem = problem.slug
     body = problem.body(request.url.path, request_id)
     return JSONResponse(body, problem.status, problem.headers, MEDIA_TYPE)
 

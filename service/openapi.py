@@ -121,6 +121,15 @@ def batch_success() -> Json:
     }
 
 
+def metrics_success() -> Json:
+    """200 of GET /metrics."""
+    text = {"schema": {"type": "string"}}
+    return {
+        "description": "One line for each figure",
+        "content": {"text/plain": text, "application/openmetrics-text": text},
+    }
+
+
 def reference(body: type[BaseModel]) -> Json:
     """A reference to `body` in the document's components."""
     return {"$ref": f"#/components/schemas/{body.__name__}"}

@@ -6,9 +6,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI
+from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
+from starlette.responses import Response
 
 from service import errors, openapi
+from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.pipeline import Service, not_ready
 from service.schemas import Health
@@ -43,11 +46,21 @@ async def check_readiness(service: ServiceDep) -> Health:
     return Health()
 
 
+@private_router.get(
+    "/metrics", response_class=Response, responses={200: openapi.metrics_success(), **openapi.problem_responses()}
+)
+def show_metrics(request: Request) -> Response:
+    """Figures for Prometheus, in its text format or, if it asks for that, as OpenMetrics."""
+    metrics: Metrics = request.app.state.metrics
+    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encoder(metrics.registry), headers={"Content-Type": content_type})
+
+
 def create_operation_app(service_app: FastAPI) -> FastAPI:
     """The app of the operation port: shares the state of `service_app`, whose lifespan is the one that counts."""
     app = FastAPI(openapi_url=None)
     app.state = service_app.state
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, metrics=app.state.metrics)
     add_security_headers(app, ())
     errors.add_handlers(app)
     app.include_router(router)

@@ -17,6 +17,7 @@ from service.forms import read_batch, read_prompt, read_segment
 from service.operation import ServiceDep
 from service.pipeline import Photo, Pipeline, Segmented, not_ready
 from service.rendering import Drawing, drawer
+from service.request_record import record_of
 from service.schemas import (
     OUTLINES,
     BatchAnswer,
@@ -37,11 +38,12 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-async def get_pipeline(model: str, service: ServiceDep) -> Pipeline:
+async def get_pipeline(request: Request, model: str, service: ServiceDep) -> Pipeline:
     """The pipeline of the model in the path."""
     if model not in service.pipelines:
         known = ", ".join(service.pipelines) or "none is loaded"
         raise errors.UnknownModel(f"got model {model[:60]!r}, wanted one of: {known}")
+    record_of(request).model = model
     return service.pipelines[model]
 
 
@@ -92,14 +94,17 @@ _BATCH_PROBLEMS = openapi.problem_responses(
 )
 async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceDep) -> Response:
     """Cut the animals out of one photo."""
+    record = record_of(request)
     upload, fields = await read_segment(request, service.settings.max_body_bytes)
+    record.note_received()
     prompt = read_prompt(fields)
-    output = choose_output(request, fields.output, fields.rle)
+    record.output = output = choose_output(request, fields.output, fields.rle)
     refuse_idle_tolerance(fields.tolerance, output)
+    record.photos = 1
     image_id = fields.image_id.removeprefix("sha256:") if fields.image_id else None
     photo = Photo(upload.data if upload else None, image_id, prompt)
     draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline.predictor, fields.tolerance or 0.0)
-    segmented = await unless_gone(request, pipeline.segment(photo, draw))
+    segmented = await unless_gone(request, pipeline.segment(photo, draw, record.stages))
     answer = describe_answer(pipeline, photo, segmented)
     headers = rendering.answer_headers(answer.image, answer.prompt, answer.timing_ms)
     is_json = output in (Output.RLE, Output.POLYGONS)
@@ -116,11 +121,13 @@ async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceD
 )
 async def segment_batch(request: Request, pipeline: OpenPipelineDep, service: ServiceDep) -> Response:
     """Cut the animals out of many photos; one that cannot be read is one problem among the answers."""
-    settings = service.settings
+    settings, record = service.settings, record_of(request)
     uploads, fields = await read_batch(request, settings.max_batch_body_bytes, settings.max_batch_images)
+    record.note_received()
     prompt = TextPrompt(fields.text) if fields.text else None
     pipeline.predictor.check_prompt(prompt)
-    output = choose_batch_output(request, fields.output, fields.rle)
+    record.output = output = choose_batch_output(request, fields.output, fields.rle)
+    record.photos = len(uploads)
     form = Output.PNG if output is BatchOutput.ZIP else Output.RLE
     draw = drawer(form, fields.rle or Rle.COMPRESSED, pipeline.predictor)
 

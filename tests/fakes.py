@@ -1,10 +1,11 @@
 """Small models with answers that a test can foretell, and pictures to ask them about."""
 
+import asyncio
 import io
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,3 +195,10 @@ def asgi_scope(path: str, content_type: str) -> dict[str, Any]:
         "client": ("127.0.0.1", 1),
         "server": ("test", 80),
     }
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Wait for what happens in another thread, 10 seconds at most."""
+    async with asyncio.timeout(10):
+        while not is_true():  # noqa: ASYNC110 - what runs in the app's threads has no event to wait for
+            await asyncio.sleep(0.005)

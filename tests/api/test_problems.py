@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -13,7 +13,7 @@ from PIL import Image
 from models.checkpoint import Checkpoint
 from service import errors
 from service.settings import Settings
-from tests.fakes import BrokenModel, StuckModel, asgi_scope, encode, picture
+from tests.fakes import BrokenModel, StuckModel, asgi_scope, encode, picture, until
 
 pytestmark = pytest.mark.anyio
 
@@ -240,12 +240,6 @@ async def test_an_internal_error_tells_nothing(
 
 def stuck(checkpoints: list[Checkpoint]) -> StuckModel:
     return next(each.model for each in checkpoints if isinstance(each.model, StuckModel))
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not is_true():  # noqa: ASYNC110 - what runs in the app's threads has no event to wait for
-            await asyncio.sleep(0.005)
 
 
 async def until_held(app: FastAPI, count: int) -> None:

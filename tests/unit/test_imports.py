@@ -12,6 +12,8 @@ MAY_IMPORT = {"models": {"models"}, "training": {"models", "training"}, "service
 
 SERVICE_FROM_THE_GROUND_UP = [
     "settings",
+    "stages",
+    "metrics",
     "errors",
     "schemas",
     "masks",
@@ -19,7 +21,10 @@ SERVICE_FROM_THE_GROUND_UP = [
     "embedding_cache",
     "batcher",
     "predictor",
+    "forward_passes",
     "pipeline",
+    "gauges",
+    "request_record",
     "forms",
     "rendering",
     "batches",
