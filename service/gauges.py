@@ -37,7 +37,7 @@ class ServiceCollector(Collector):
         yield gauge("petseg_ready", "1 while new work is taken", self._service.is_ready)
         yield from levels(pipelines)
         yield from caches(pipelines)
-        yield from device_memory({pipeline.predictor.device for pipeline in pipelines})
+        yield device_memory()
         yield checkpoints(pipelines)
 
 
@@ -65,15 +65,15 @@ def caches(pipelines: list[Pipeline]) -> Iterable[Metric]:
     yield gauge("petseg_cache_photos", "Photos whose features are held", sum(len(cache) for cache in distinct))
 
 
-def device_memory(devices: set[torch.device]) -> Iterable[Metric]:
+def device_memory() -> Metric:
     """Memory of each GPU, by the allocator's own books; on the CPU process_resident_memory_bytes tells."""
     memory = GaugeMetricFamily("petseg_device_memory_bytes", "GPU memory", labels=["device", "kind"])
-    for device in devices:
-        if device.type == "cuda":
-            memory.add_metric([str(device), "allocated"], torch.cuda.memory_allocated(device))
-            memory.add_metric([str(device), "reserved"], torch.cuda.memory_reserved(device))
-            memory.add_metric([str(device), "total"], torch.cuda.get_device_properties(device).total_memory)
-    return (memory,)
+    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        device = f"cuda:{index}"
+        memory.add_metric([device, "allocated"], torch.cuda.memory_allocated(index))
+        memory.add_metric([device, "reserved"], torch.cuda.memory_reserved(index))
+        memory.add_metric([device, "total"], torch.cuda.get_device_properties(index).total_memory)
+    return memory
 
 
 def checkpoints(pipelines: list[Pipeline]) -> Metric:
