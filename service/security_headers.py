@@ -58,7 +58,9 @@ class SecurityHeaders:
                 is_page = headers.get("content-type", "").startswith("text/html")
                 for name, value in _ALWAYS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("Content-Security-Policy", PAGE_POLICY if is_page else DATA_POLICY)
+                # A 304 has no type to judge by, and browsers give its policy to the page that they hold.
+                if message["status"] != 304:
+                    headers.setdefault("Content-Security-Policy", PAGE_POLICY if is_page else DATA_POLICY)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

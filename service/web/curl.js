@@ -1,9 +1,17 @@
 // What the page does, as the shell line that does the same.
 
+const ENDINGS = {
+  png: ".mask.png",
+  rle: ".rle.json",
+  polygons: ".polygons.json",
+  geojson: ".geojson",
+  yolo: ".txt",
+};
+
 /** File name of an answer about `photo` in the form `output`. */
 export function answerName(photo, output) {
   const stem = photo.name.replace(/\.[^.]*$/, "") || photo.name;
-  return stem + { png: ".mask.png", overlay: ".overlay.png", cutout: ".cutout.png", rle: ".json" }[output];
+  return stem + (ENDINGS[output] ?? `.${output}.png`);
 }
 
 /** The curl line; a sample is fetched first, for it lies on no one's disk. `url` is that of the model's address. */

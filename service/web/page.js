@@ -191,7 +191,8 @@ async function busy(work, signal = null) {
   try {
     return await work();
   } catch (problem) {
-    if (problem.name !== "AbortError") showProblem(problem, () => busy(work));
+    // What was asked for the picture is asked anew by all that is now chosen, the key included.
+    if (problem.name !== "AbortError") showProblem(problem, signal ? () => refresh() : () => busy(work));
   } finally {
     if (!signal?.aborted) stage.removeAttribute("aria-busy");
   }

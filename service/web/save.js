@@ -7,7 +7,12 @@ const ABOUT = {
   cutout: "The animals on transparent ground, at the photo's own size.",
   png: "Indexed PNG at the photo's own size: pixel value 0 is background, then the model's classes.",
   overlay: "The photo with the mask drawn in.",
+  probability: "How sure the model is that a pixel is no background, 0 to 255.",
+  voc: "Indexed PNG in the colours of Pascal VOC.",
   rle: "Each class with area, box, score and COCO run-length mask, as pycocotools reads it.",
+  polygons: "Each class with area, box, score and COCO polygons.",
+  geojson: "The outlines as polygons with holes, in pixels of the photo.",
+  yolo: "A line for each piece: the class, then its outline in shares of the photo's width and height.",
 };
 
 export class Saver {
@@ -17,11 +22,12 @@ export class Saver {
     this.command = document.querySelector("#command");
     document.querySelector("#download").addEventListener("click", () => this.download());
     document.querySelector("#copy").addEventListener("click", () => this.copy());
-    for (const radio of document.getElementsByName("output")) radio.addEventListener("change", () => this.refresh());
+    this.choice = document.querySelector("#output");
+    this.choice.addEventListener("change", () => this.refresh());
   }
 
   get output() {
-    return document.querySelector("[name=output]:checked").value;
+    return this.choice.value;
   }
 
   /** Write the curl line anew; without a full prompt there is none, and nothing to save. */

@@ -41,6 +41,7 @@ async def test_the_reference_loads_from_this_host_alone(client: httpx.AsyncClien
         assert (file.status_code, file.headers["cache-control"]) == (200, "no-cache")
         again = await client.get(f"/{address}", headers={"if-none-match": file.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
+        assert "content-security-policy" not in again.headers  # it would become the policy of the page
     assert '"openapi.json"' in file.text
     assert (await client.get("/redoc")).status_code == 404
 
