@@ -72,9 +72,12 @@ class SegmentationModel(nn.Module, ABC):
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
         """Logits [B, K, S, S] of `features` under a batch of prompts ({} for image-only models)."""
 
-    def forward(self, images: Tensor, prompt: PromptTensors) -> Tensor:
-        """Logits [B, K, S, S] of images [B, 3, S, S] under a batch of prompts."""
-        return self.features_and_logits(images, prompt)[1]
+    def forward(self, images: Tensor, prompt: PromptTensors, features: Features | None = None) -> Tensor:
+        """Logits [B, K, S, S] of images [B, 3, S, S] under a batch of prompts.
+
+        features: what `encode` gave for these images before, to spare it now.
+        """
+        return self.decode(self.encode(images) if features is None else features, prompt)
 
     def features_and_logits(self, images: Tensor, prompt: PromptTensors) -> tuple[Features, Tensor]:
         """What `encode` and `decode` give, for an objective that reads both."""

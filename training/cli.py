@@ -3,9 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
 
 app = typer.Typer(no_args_is_help=True, help="Builds and measures the checkpoints that petseg serves.")
 
@@ -18,6 +21,24 @@ Split = Annotated[str, typer.Option(help="test, trainval, or trainval's train or
 Limit = Annotated[int | None, typer.Option(min=1, help="At most N photos: every k-th of the list.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 ConfigName = Annotated[str, typer.Argument(help="A recipe's name or a TOML file; `configs` lists them.")]
+Smoke = Annotated[bool, typer.Option(help="The recipe's tiny variant, to see that everything runs.")]
+Views = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fixed views of each photo whose features are kept; the recipe's own if not given."),
+]
+Workers = Annotated[int, typer.Option(help="Processes that load and augment.")]
+Accelerator = Annotated[str, typer.Option(help="Lightning Fabric's: auto, cpu, cuda.")]
+
+
+def load_recipe(name: str, *, smoke: bool, views: int | None) -> "TrainConfig":
+    """A recipe, with the features of `views` views of each photo kept where a number is given."""
+    from training.config import TrainConfig, load_config
+
+    loaded = load_config(name, smoke=smoke)
+    if views is None:
+        return loaded
+    data = {**loaded.data.model_dump(), "views": views, "cache_features": True}
+    return TrainConfig.model_validate({**loaded.model_dump(), "data": data})
 
 
 def main() -> None:
@@ -106,7 +127,7 @@ def backbone(
     data: Data = DEFAULT_DATA,
     prepared: Prepared = DEFAULT_PREPARED,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; an unfinished run there goes on.")] = None,
-    smoke: Annotated[bool, typer.Option(help="The recipe's tiny variant, to see that everything runs.")] = False,
+    smoke: Smoke = False,
 ) -> None:
     """Train a compact CLIP contrastively on photos and breed prompts, and write it as a frozen backbone."""
     from training.config import find_config
@@ -124,14 +145,57 @@ def backbone(
 
 
 @app.command()
+def features(
+    config: ConfigName,
+    data: Data = DEFAULT_DATA,
+    prepared: Prepared = DEFAULT_PREPARED,
+    smoke: Smoke = False,
+    views: Views = None,
+    estimate: Annotated[bool, typer.Option(help="Only say what they take on disk; no weights are loaded.")] = False,
+    workers: Workers = 0,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Keep a frozen encoder's features of a recipe's photos on disk, once; `train` does it too where needed."""
+    import torch
+    from lightning_fabric import Fabric
+
+    from training.encoding import feature_shapes
+    from training.feature_cache import Need
+    from training.run_log import RunLog
+    from training.train import Run, build_model, cache_features, open_training_set, open_validation_set
+
+    loaded = load_recipe(config, smoke=smoke, views=views)
+    if not loaded.data.cache_features:
+        raise ValueError(f"got recipe {config}, which keeps no features; give --views")
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=loaded.precision)
+    run = Run(Path(config).stem, loaded, data, prepared, out=Path(), workers=workers)
+    with torch.device("meta" if estimate else "cpu"):
+        model = build_model(loaded)
+    if not estimate:
+        model.to(fabric.device)
+    for stage in loaded.stages:
+        folder = run.prepare(stage.image_size or model.config.image_size)
+        for pets in (
+            open_training_set(loaded, model, folder, stage.augmentation),
+            open_validation_set(loaded, model, folder),
+        ):
+            if estimate:
+                row_bytes = feature_shapes(type(model), model.config, pets.image_size).row_bytes
+                typer.echo(str(Need(len(pets), pets.views, row_bytes)))
+            else:
+                cache_features(run, stage, model, pets, fabric, RunLog(run.out))
+
+
+@app.command()
 def train(
     config: ConfigName,
     data: Data = DEFAULT_DATA,
     prepared: Prepared = DEFAULT_PREPARED,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; an unfinished run there goes on.")] = None,
-    smoke: Annotated[bool, typer.Option(help="The recipe's tiny variant, to see that everything runs.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that load and augment.")] = 0,
-    accelerator: Annotated[str, typer.Option(help="Lightning Fabric's: auto, cpu, cuda.")] = "auto",
+    smoke: Smoke = False,
+    views: Views = None,
+    workers: Workers = 0,
+    accelerator: Accelerator = "auto",
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, on each machine.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines; start each with torchrun.")] = 1,
     report: Annotated[bool, typer.Option(help="Write report/ with curves, scores and masks when trained.")] = True,
@@ -139,11 +203,10 @@ def train(
     """Train a recipe and write its checkpoint; started again after a kill, it goes on."""
     from lightning_fabric import Fabric
 
-    from training.config import load_config
     from training.train import Run
     from training.train import train as run_training
 
-    name, loaded = Path(config).stem, load_config(config, smoke=smoke)
+    name, loaded = Path(config).stem, load_recipe(config, smoke=smoke, views=views)
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=loaded.precision)
     fabric.launch()
     checkpoint = run_training(Run(name, loaded, data, prepared, out or Path("runs") / name, workers), fabric)

@@ -31,6 +31,16 @@ class DataConfig(_Frozen):
     """Augmented copies written beside each photo (the study: 10); 0 augments on the fly."""
     collage_probability: float = Field(0.0, ge=0, le=1)
     """How often two photos are joined into one example."""
+    views: int = Field(0, ge=0)
+    """Fixed augmented views of each photo, one of which an epoch shows; 0 draws a fresh one in every epoch."""
+    cache_features: bool = False
+    """Whether a frozen encoder's features of all views are kept on disk, so that an epoch costs only the head."""
+
+    @model_validator(mode="after")
+    def _cached_views_are_fixed(self) -> "DataConfig":
+        if self.cache_features and not self.views:
+            raise ValueError("got cache_features without views; a fresh view in every epoch cannot be kept")
+        return self
 
 
 class StageConfig(_Frozen):
@@ -104,6 +114,20 @@ class TrainConfig(_Frozen):
     def _known_architecture(cls, name: str) -> str:
         get_architecture(name)
         return name
+
+    @model_validator(mode="after")
+    def _cached_features_are_frozen(self) -> "TrainConfig":
+        if not self.data.cache_features:
+            return self
+        frozen = set(get_architecture(self.architecture).frozen)
+        if not frozen:
+            raise ValueError(f"got cache_features for {self.architecture}, whose encoder learns; wanted a frozen one")
+        for stage in self.stages:
+            if stage.objective != "segmentation":
+                raise ValueError(f"got objective {stage.objective!r} with cache_features; it needs the encoder itself")
+            if learning := sorted(frozen & set(stage.trainable)):
+                raise ValueError(f"got trainable {learning} with cache_features; what learns cannot be kept")
+        return self
 
     def architecture_config(self) -> ArchitectureConfig:
         """The model table, checked by the architecture that reads it."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
+from models.base import Features
 from models.prompts import Prompt, PromptTensors
 from training.augmentation import Augmentation
-from training.collage import Sampler, Scene, collage, whole_scene
+from training.collage import Sampler, Scene, View, collage, whole_scene
 from training.official_layout import BACKGROUND, IGNORE
 from training.preparation import Example, Split, read_manifest, seed_of
 
@@ -29,6 +30,8 @@ class Sample(TypedDict):
     prompt: PromptTensors
     target: Tensor
     """[S, S] int64, 255 ignored."""
+    features: NotRequired[Features]
+    """What the encoder gave for `image` without a batch axis, where it was kept (feature_cache.py)."""
 
 
 def no_prompt(prompt: Prompt) -> PromptTensors:
@@ -42,6 +45,8 @@ class PetDataset(Dataset[Sample]):
     Every random draw comes from a generator seeded by (seed, epoch, index): an example depends on neither the order
     nor the number of workers, so a resumed run sees what an unbroken one would have seen. Offline copies are read for
     the training split only; the others measure photographs.
+
+    With `views`, each example has that many fixed views; an epoch shows one of them, under a prompt of its own.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class PetDataset(Dataset[Sample]):
         make_prompt: Callable[[Prompt], PromptTensors] = no_prompt,
         seed: int = 0,
         collage_probability: float = 0.0,
+        views: int = 0,
         in_memory: bool = True,
     ) -> None:
         manifest = read_manifest(prepared)
@@ -73,6 +79,7 @@ class PetDataset(Dataset[Sample]):
         self.make_prompt = make_prompt
         self.seed = seed
         self.collage_probability = collage_probability
+        self.views = views
         # Shared, so that workers which live on between epochs see the change too.
         self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._pixels = self._read_all() if in_memory else None
@@ -85,24 +92,49 @@ class PetDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        image, prompt, target = self.draw(index)
-        return {"image": image.float().div_(255.0), "prompt": self.make_prompt(prompt), "target": target}
+        generator = self._generator(index)
+        return self._sample(*self._drawn(index, generator), generator)
 
     def draw(self, index: int) -> tuple[Tensor, Prompt, Tensor]:
         """The example before it becomes model input: image [3, S, S] uint8, prompt, target [S, S] int64."""
-        if not 0 <= index < len(self.records):  # also what ends plain iteration over a sequence
-            raise IndexError(f"got index {index}, wanted 0 to {len(self.records) - 1}")
-        generator = Generator().manual_seed(seed_of(self.seed, int(self._epoch), index))
-        image, scene = self._scene(index, generator)
-        prompt, target = self.sampler(scene, generator)
-        if self.boundary == "background":
-            target = torch.where(target == IGNORE, BACKGROUND, target)
-        return image, prompt, target
+        generator = self._generator(index)
+        image, scene = self._drawn(index, generator)
+        return image, *self._asked(scene, generator)
+
+    def view_number(self, index: int) -> int:
+        """Which of the example's fixed views this epoch shows."""
+        return seed_of(self.seed, "view of epoch", int(self._epoch), index) % self.views
+
+    def view(self, index: int, number: int) -> View:
+        """Fixed view `number` of an example, the same in every epoch: image [3, S, S] uint8 and its scene."""
+        return self._scene(index, Generator().manual_seed(seed_of(self.seed, "view", number, index)))
+
+    def sample(self, index: int, view: View) -> Sample:
+        """This epoch's prompt and target for a fixed view of the example."""
+        return self._sample(*view, self._generator(index))
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Image [3, S, S] uint8 and label map [S, S] uint8 as prepared; not to be written to."""
         pixels = self._read_one(index) if self._pixels is None else self._pixels[index]
         return pixels[:3], pixels[3]
+
+    def _generator(self, index: int) -> Generator:
+        if not 0 <= index < len(self.records):  # also what ends plain iteration over a sequence
+            raise IndexError(f"got index {index}, wanted 0 to {len(self.records) - 1}")
+        return Generator().manual_seed(seed_of(self.seed, int(self._epoch), index))
+
+    def _drawn(self, index: int, generator: Generator) -> View:
+        return self.view(index, self.view_number(index)) if self.views else self._scene(index, generator)
+
+    def _asked(self, scene: Scene, generator: Generator) -> tuple[Prompt, Tensor]:
+        prompt, target = self.sampler(scene, generator)
+        if self.boundary == "background":
+            target = torch.where(target == IGNORE, BACKGROUND, target)
+        return prompt, target
+
+    def _sample(self, image: Tensor, scene: Scene, generator: Generator) -> Sample:
+        prompt, target = self._asked(scene, generator)
+        return {"image": image.float().div_(255.0), "prompt": self.make_prompt(prompt), "target": target}
 
     def _scene(self, index: int, generator: Generator) -> tuple[Tensor, Scene]:
         image, label = self._augmented(index, generator)

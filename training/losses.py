@@ -88,12 +88,18 @@ def get_loss(name: str, class_weights: Tensor | None = None) -> Loss:
     return LOSSES[name]
 
 
+def logits_of(model: Any, batch: Batch) -> Tensor:
+    """Logits [B, K, S, S] float32 for a batch: from its features where it brings them along, else from its images."""
+    kept = {"features": batch["features"]} if "features" in batch else {}
+    logits: Tensor = model(batch["image"], batch["prompt"], **kept)
+    return logits.float()
+
+
 def segmentation(loss: Loss) -> Objective:
     """`loss` of the logits that the model gives for a batch's images and prompts."""
 
     def objective(model: Any, batch: Batch) -> Tensor:
-        logits = model(batch["image"], batch["prompt"])
-        return loss(logits.float(), batch["target"])
+        return loss(logits_of(model, batch), batch["target"])
 
     return objective
 

@@ -192,11 +192,12 @@ def read_manifest(prepared: Path) -> Manifest:
 
 def fingerprint(prepared: Path) -> str:
     """Sha256 over the digests of all training examples: the identity of what a model was trained on."""
-    pairs = sorted(
-        (example.name, example.image_sha256, example.label_sha256)
-        for example in read_manifest(prepared).examples
-        if example.split == "train"
-    )
+    return examples_digest(example for example in read_manifest(prepared).examples if example.split == "train")
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """Sha256 over the digests of these examples' images and label maps, in any order."""
+    pairs = sorted((example.name, example.image_sha256, example.label_sha256) for example in examples)
     return _digest(json.dumps(pairs).encode())
 
 

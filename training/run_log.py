@@ -32,6 +32,10 @@ class RunLog:
         self.console = Console(quiet=not enabled)
         self._writer: Any = None
 
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Bar]:
         """A bar that goes away when its epoch ends."""

@@ -1,6 +1,5 @@
 """What a run must keep to go on after a kill, and the averaged weights that it judges. Used by train.py."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +9,11 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from pydantic import ValidationError
 from torch import Tensor
 
 from models.base import SegmentationModel
+from training.config import TrainConfig
 
 Weights = dict[str, Tensor]
 
@@ -73,9 +74,9 @@ def own_weights(model: SegmentationModel) -> Weights:
 class RunState:
     """The state file of one run: written after each epoch, read when the run starts again."""
 
-    def __init__(self, path: Path, config_json: str) -> None:
+    def __init__(self, path: Path, config: TrainConfig) -> None:
         self.path = path
-        self.config_json = config_json
+        self.config = config
         self.progress = Progress()
         self.best: Weights = {}
         self._resumed: dict[str, Any] = {}
@@ -90,11 +91,19 @@ class RunState:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.progress = Progress(**state["progress"])
         begun = self.progress.stage + (self.progress.epoch > 0)
-        if _without_later_stages(state["config"], begun) != _without_later_stages(self.config_json, begun):
+        if not self._agrees(state["config"], begun):
             raise ValueError(f"{self.path} is of a run with another config; choose another --out, or delete it")
         self.best = state["best"]
         self._resumed = state
         model.load_state_dict(state["model"], strict=False)
+
+    def _agrees(self, config_json: str, begun: int) -> bool:
+        # Compared as configs: a setting that came with a newer version stands at its default in the older file.
+        try:
+            earlier = TrainConfig.model_validate_json(config_json)
+        except ValidationError:
+            return False
+        return _without_later_stages(earlier, begun) == _without_later_stages(self.config, begun)
 
     def restore_stage(self, optimizer: torch.optim.Optimizer, average: WeightAverage) -> None:
         """Optimiser and average of a stage that was cut off; nothing at the start of a stage."""
@@ -112,7 +121,7 @@ class RunState:
     ) -> None:
         """Write the file anew, whole or not at all; collective over all processes."""
         content = {
-            "config": self.config_json,
+            "config": self.config.model_dump_json(),
             "progress": asdict(self.progress),
             "model": own_weights(model),
             "best": self.best,
@@ -128,6 +137,5 @@ class RunState:
         fabric.barrier()
 
 
-def _without_later_stages(config_json: str, begun: int) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(config_json)
-    return {**config, "stages": config["stages"][:begun]}
+def _without_later_stages(config: TrainConfig, begun: int) -> TrainConfig:
+    return config.model_copy(update={"stages": config.stages[:begun]})

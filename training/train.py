@@ -22,8 +22,19 @@ from models.prompts import Prompt, PromptTensors
 from training.augmentation import Augmentation, AugmentationConfig
 from training.config import StageConfig, TrainConfig
 from training.dataset import PetDataset
+from training.encoding import describe, encode_missing
+from training.feature_cache import CachedPets, FeatureCache
 from training.imagenet_weights import INITIAL_WEIGHTS
-from training.losses import Batch, Objective, distillation, frequency_weights, get_loss, reconstruction, segmentation
+from training.losses import (
+    Batch,
+    Objective,
+    distillation,
+    frequency_weights,
+    get_loss,
+    logits_of,
+    reconstruction,
+    segmentation,
+)
 from training.metrics import confusion_matrix, scores
 from training.official_layout import IGNORE
 from training.preparation import fingerprint, prepare, read_manifest, seed_of
@@ -54,6 +65,11 @@ class Run:
         parts += [f"t{data.test_fraction:g}"] * (data.test_fraction > 0) + [f"c{data.copies}"] * (data.copies > 0)
         return self.prepared / "-".join(parts)
 
+    @property
+    def features(self) -> Path:
+        """Parent of the feature caches, shared by all runs on these prepared sets."""
+        return self.prepared / "features"
+
     def prepare(self, image_size: int) -> Path:
         """That folder, prepared."""
         folder, data = self.prepared_set(image_size), self.config.data
@@ -78,7 +94,7 @@ def train(run: Run, fabric: Fabric) -> Path:
     """
     fabric.seed_everything(run.config.seed, verbose=False)
     model = build_model(run.config)
-    state = RunState(run.out / "state.ckpt", run.config.model_dump_json())
+    state = RunState(run.out / "state.ckpt", run.config)
     state.restore(model)
     log = RunLog(run.out, enabled=fabric.is_global_zero)
     for index, stage in enumerate(run.config.stages):
@@ -118,19 +134,24 @@ def train_stage(
         wrapped.mark_forward_method("features_and_logits")
     average = WeightAverage(model, stage.ema_decay)
     state.restore_stage(optimizer, average)
+    examples: PetDataset | CachedPets = train_set
+    checked: PetDataset | CachedPets = validation_set
+    if config.data.cache_features:
+        examples = cache_features(run, stage, model, train_set, fabric, log)
+        checked = cache_features(run, stage, model, validation_set, fabric, log)
 
     order = ShuffledOrder(len(train_set), fabric.world_size, fabric.global_rank, stage.batch_size)
     batches = fabric.setup_dataloaders(
         DataLoader(
-            train_set, stage.batch_size, sampler=order, num_workers=run.workers, persistent_workers=run.workers > 0
+            examples, stage.batch_size, sampler=order, num_workers=run.workers, persistent_workers=run.workers > 0
         ),
         use_distributed_sampler=False,
     )
-    checks = fabric.setup_dataloaders(DataLoader(validation_set, stage.batch_size), use_distributed_sampler=False)
+    checks = fabric.setup_dataloaders(DataLoader(checked, stage.batch_size), use_distributed_sampler=False)
     steps_per_epoch = math.ceil(len(batches) / stage.accumulate)
 
     for epoch in range(progress.epoch, stage.epochs):
-        train_set.set_epoch(seed_of(index, epoch))
+        examples.set_epoch(seed_of(index, epoch))
         order.seed = seed_of(config.seed, index, epoch)
         torch.manual_seed(seed_of(config.seed, index, epoch, fabric.global_rank))  # a resumed epoch drops out alike
         set_modes(model, stage)
@@ -196,6 +217,8 @@ def open_training_set(
         make_prompt=prompt_maker(model),
         seed=config.seed,
         collage_probability=config.data.collage_probability,
+        views=config.data.views,
+        in_memory=not config.data.cache_features,
     )
 
 
@@ -208,7 +231,18 @@ def open_validation_set(config: TrainConfig, model: SegmentationModel, folder: P
         sampler=make_sampler(model.prompt_kind, config.prompts),
         make_prompt=prompt_maker(model),
         seed=config.seed,
+        views=min(1, config.data.views),  # nothing is augmented, so all views would be the same
+        in_memory=not config.data.cache_features,
     )
+
+
+def cache_features(
+    run: Run, stage: StageConfig, model: SegmentationModel, pets: PetDataset, fabric: Fabric, log: RunLog
+) -> CachedPets:
+    """`pets` with the features of all its views, encoded now where they are not on disk yet."""
+    cache = FeatureCache(run.features, pets, describe(model, pets, run.config.precision))
+    encode_missing(cache, model, fabric, log, stage.batch_size, run.workers)
+    return CachedPets(cache)
 
 
 def prompt_maker(model: SegmentationModel) -> Any:
@@ -305,7 +339,7 @@ def validate(
         if stage.objective == "reconstruction":
             loss_sum += objective(wrapped, channels_last(batch)).item()
             continue
-        mask = wrapped(channels_last(batch)["image"], batch["prompt"]).argmax(1)
+        mask = logits_of(wrapped, channels_last(batch)).argmax(1)
         confusion += confusion_matrix(mask, batch["target"], classes).cpu()
     if stage.objective == "reconstruction":
         return {"validation_loss": loss_sum / len(batches)}
@@ -313,8 +347,11 @@ def validate(
 
 
 def channels_last(batch: Batch) -> Batch:
-    """The batch with its images in the memory order that convolutions are fastest in."""
-    return {**batch, "image": batch["image"].contiguous(memory_format=torch.channels_last)}
+    """The batch with its images and features in the memory order that convolutions are fastest in."""
+    batch = {**batch, "image": batch["image"].contiguous(memory_format=torch.channels_last)}
+    if "features" in batch:
+        batch["features"] = [each.contiguous(memory_format=torch.channels_last) for each in batch["features"]]
+    return batch
 
 
 class ShuffledOrder(Sampler[int]):

@@ -150,7 +150,17 @@ def test_patience_ends_a_stage(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    ["autoencoder", "autoencoder-compact", "clip", "clip-compact", "prompt", "prompt-compact", "timm_unet-compact"],
+    [
+        "autoencoder",
+        "autoencoder-compact",
+        "clip",
+        "clip-compact",
+        "clip-vitl14",
+        "prompt",
+        "prompt-compact",
+        "prompt-vitl14",
+        "timm_unet-compact",
+    ],
 )
 def test_every_recipe_trains_in_its_smoke_variant(recipe: str, raw_pets: Path, tmp_path: Path) -> None:
     config = load_config(recipe, smoke=True)
