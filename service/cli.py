@@ -1,4 +1,4 @@
-"""The command line: `petseg serve` and `petseg openapi`; also `python -m service`."""
+"""The command line: `petseg serve` and `petseg openapi`, beside the commands of photo_cli.py."""
 
 import asyncio
 import json
@@ -19,13 +19,15 @@ from fastapi import FastAPI
 from models.base import describe_kind
 from models.checkpoint import CheckpointError
 from models.prompts import PromptKind
+from service import photo_cli
 from service.app import create_app
 from service.operation import create_operation_app
 from service.pipeline import Service
 from service.predictor import Predictor
 from service.settings import Settings, SettingsError, read_settings, variable
 
-app = typer.Typer(help="Cut cats and dogs out of photographs over HTTP.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Cut cats and dogs out of photographs.", no_args_is_help=True, add_completion=False)
+app.add_typer(photo_cli.app)
 
 
 class OperationServer(uvicorn.Server):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.letterbox import Array, Letterbox
+from service.rle import encode_rle
 
 Colour = tuple[int, int, int]
 
@@ -71,41 +72,6 @@ def encode_png(mask: Array, colours: Sequence[Colour] = COLOURS) -> bytes:
     image = Image.fromarray(mask)
     image.putpalette(_palette(colours))
     return _png(image, compress_type=zlib.Z_RLE)
-
-
-def encode_rle(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Binary mask [H, W] -> uncompressed COCO counts: runs in column-major order, beginning with background.
-
-    The counts sum to H * W; the first is 0 where the top left pixel is foreground.
-    """
-    flat = mask.T.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff(edges, prepend=0, append=flat.size)
-    return [0, *counts.tolist()] if flat[0] else counts.tolist()
-
-
-def compress_counts(counts: list[int]) -> str:
-    """Uncompressed COCO counts -> the compressed string form of pycocotools.
-
-    From the fourth on, each count is stored as its difference to the one before the last; each number as groups of
-    five bits, lowest first, with a sixth bit that says that more follow, moved into printable characters.
-    """
-    values = np.asarray(counts, dtype=np.int64)
-    values[3:] -= np.asarray(counts[1:-2], dtype=np.int64)
-    groups: list[npt.NDArray[np.int64]] = []
-    is_open = np.ones(values.shape, dtype=bool)
-    used = []
-    while is_open.any():
-        group = values & 0x1F
-        values = values >> 5
-        is_negative = (group & 0x10) != 0
-        more = np.where(is_negative, values != -1, values != 0)
-        groups.append(group | np.where(more, 0x20, 0))
-        used.append(is_open)
-        is_open = is_open & more
-    characters = (np.stack(groups, axis=1) + 48).astype(np.uint8)
-    text: bytes = characters[np.stack(used, axis=1)].tobytes()
-    return text.decode("ascii")
 
 
 def find_segments(mask: Array, logits: Tensor, letterbox: Letterbox) -> list[Segment]:

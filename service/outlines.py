@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-BoolMask = npt.NDArray[np.bool_]
+from service.rle import BoolMask
+
 Ring = npt.NDArray[np.float64]
 """[N, 2] (x, y), closed without repeating its first point."""
 

@@ -9,6 +9,7 @@ from models.letterbox import Array, decode_image
 from models.prompts import PointPrompt, Prompt, TextPrompt
 from service import masks, outlines
 from service.predictor import Prediction, Predictor, Prepared
+from service.rle import compress_counts
 from service.schemas import (
     OUTLINES,
     ImageInfo,
@@ -95,7 +96,7 @@ def draw_outlines(output: Output, mask: Array, segments: list[SegmentInfo], tole
 
 def describe_segment(segment: masks.Segment, class_names: tuple[str, ...], rle: Rle) -> SegmentInfo:
     """`segment` as its public body."""
-    counts = masks.compress_counts(segment.counts) if rle is Rle.COMPRESSED else segment.counts
+    counts = compress_counts(segment.counts) if rle is Rle.COMPRESSED else segment.counts
     return SegmentInfo(
         label=class_names[segment.category_id],
         category_id=segment.category_id,

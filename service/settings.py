@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.backbone_file import BACKBONE_FOLDER_VARIABLE
 from models.checkpoint import CHECKPOINT_FOLDER
+from service.client_requests import API_KEY_VARIABLE, SERVER_VARIABLE
 
 PREFIX = "PETSEG_"
 
@@ -94,6 +95,7 @@ def variable(name: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """PETSEG_* variables that set nothing here nor in `models`, sorted."""
-    known = {BACKBONE_FOLDER_VARIABLE, *(variable(name) for name in Settings.model_fields)}
+    """PETSEG_* variables that set nothing here, in `models` nor in the client, sorted."""
+    elsewhere = {BACKBONE_FOLDER_VARIABLE, SERVER_VARIABLE, API_KEY_VARIABLE}
+    known = elsewhere | {variable(name) for name in Settings.model_fields}
     return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)

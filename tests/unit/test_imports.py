@@ -11,11 +11,19 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {"models": {"models"}, "training": {"models", "training"}, "service": {"models", "service"}}
 
 SERVICE_FROM_THE_GROUND_UP = [
+    "schemas",
+    "rle",
+    "retries",
+    "client_requests",
+    "client",
+    "photo_files",
+    "journal",
+    "folder_results",
+    "segment_photos",
     "settings",
     "stages",
     "metrics",
     "errors",
-    "schemas",
     "masks",
     "outlines",
     "embedding_cache",
@@ -36,6 +44,8 @@ SERVICE_FROM_THE_GROUND_UP = [
     "routes",
     "page",
     "app",
+    "in_process",
+    "photo_cli",
     "cli",
     "__main__",
 ]

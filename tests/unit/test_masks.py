@@ -1,68 +1,15 @@
-"""RLE as pycocotools reads it, pictures whose pixels say what they claim."""
+"""Pictures whose pixels say what they claim, segments that say where they are."""
 
 import io
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
-from pycocotools import mask as coco
 
 from models.letterbox import Array, Letterbox
 from service import masks
 from tests.fakes import decode_rle, picture, read
-
-BoolMask = npt.NDArray[np.bool_]
-
-
-@st.composite
-def bool_masks(draw: st.DrawFn) -> BoolMask:
-    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
-    seed, share = draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0]))
-    return np.random.default_rng(seed).random((height, width)) < share
-
-
-def coco_counts(mask: BoolMask) -> str:
-    counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-    return counts.decode() if isinstance(counts, bytes) else counts
-
-
-@given(bool_masks())
-def test_rle_there_and_back(mask: BoolMask) -> None:
-    counts = masks.encode_rle(mask)
-    assert sum(counts) == mask.size
-    assert all(run > 0 for run in counts[1:])
-    assert (decode_rle(mask.shape, counts) == mask).all()
-    assert (decode_rle(mask.shape, masks.compress_counts(counts)) == mask).all()
-
-
-@given(bool_masks())
-def test_compressed_counts_are_those_of_pycocotools(mask: BoolMask) -> None:
-    assert masks.compress_counts(masks.encode_rle(mask)) == coco_counts(mask)
-
-
-def test_long_runs_compress_as_in_pycocotools() -> None:
-    mask = np.zeros((3000, 2000), dtype=bool)
-    mask[:, 700:703] = True
-    mask[5, 1999] = True
-    assert masks.compress_counts(masks.encode_rle(mask)) == coco_counts(mask)
-
-
-@pytest.mark.parametrize(
-    ("rows", "counts"),
-    [
-        ([[0, 1, 1], [0, 0, 1]], [2, 1, 1, 2]),
-        ([[1, 1, 0], [1, 0, 0]], [0, 3, 3]),
-        ([[0, 0, 0], [0, 0, 0]], [6]),
-        ([[1, 1, 1], [1, 1, 1]], [0, 6]),
-        ([[1]], [0, 1]),
-    ],
-)
-def test_known_rle(rows: list[list[int]], counts: list[int]) -> None:
-    assert masks.encode_rle(np.array(rows, dtype=bool)) == counts
 
 
 def test_png_values_are_classes_and_their_colours_are_visible() -> None:

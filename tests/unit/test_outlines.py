@@ -14,7 +14,7 @@ from skimage import measure
 from service import outlines
 from service.outlines import Outline
 from tests.fakes import fill_polygons
-from tests.unit.test_masks import BoolMask, bool_masks
+from tests.unit.test_rle import BoolMask, bool_masks
 
 DONUT = [
     "......",

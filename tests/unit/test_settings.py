@@ -29,8 +29,9 @@ def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read_settings()
 
 
-def test_the_backbone_folder_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PETSEG_BACKBONE_FOLDER", "elsewhere")
+@pytest.mark.parametrize("name", ["PETSEG_BACKBONE_FOLDER", "PETSEG_SERVER", "PETSEG_API_KEY"])
+def test_what_the_models_and_the_client_read_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "elsewhere")
     assert read_settings().port == 8000
 
 
