@@ -28,7 +28,8 @@ export class Comparison {
     this.stopper = new AbortController();
     for (const card of this.cards) if (card.model.prompt.kind === "points") card.picture.setClicks(clicks);
     const { signal } = this.stopper;
-    const again = kind ? this.cards.filter((card) => card.isBusy && !concerned.includes(card)) : [];
+    // Those that were stopped before they had answered the question before this one.
+    const again = this.cards.filter((card) => card.element.hasAttribute("aria-busy") && !concerned.includes(card));
     const said = [...concerned, ...again].map((card) => this.#ask(card, photo, signal));
     return (await Promise.all(said)).filter(Boolean);
   }
@@ -41,9 +42,9 @@ export class Comparison {
     if (this.page.isWaiting(card.model)) {
       card.picture.setSegments(null);
       card.note.replaceChildren("Click on the animal here.");
+      card.element.removeAttribute("aria-busy");
       return null;
     }
-    card.isBusy = true;
     card.element.setAttribute("aria-busy", "true");
     try {
       const response = await segment(card.model, photo, this.page.promptFor(card.model), "rle", signal);
@@ -51,17 +52,15 @@ export class Comparison {
       signal.throwIfAborted();
       card.picture.setSegments(answer.segments);
       card.note.replaceChildren(legend(answer), `${Math.round(answer.timing_ms.inference)} ms`);
-      card.isBusy = false;
       return `${card.model.name}: ${describeSegments(answer)}`;
     } catch (problem) {
       if (problem.name === "AbortError") return null;
-      card.isBusy = false;
       card.picture.setSegments(null);
       card.note.replaceChildren(make("span", "failed", `${problem.title ?? "Defect of the page"}: ${problem.message}`));
       if (problem.status === 401) this.page.onProblem(problem);
       return `${card.model.name}: ${problem.title}`;
     } finally {
-      if (!card.isBusy) card.element.removeAttribute("aria-busy");
+      if (!signal.aborted) card.element.removeAttribute("aria-busy");
     }
   }
 
@@ -80,6 +79,6 @@ export class Comparison {
     const picture = new Picture(place, { maxPixels: 800, onClick, onUndo, describe });
     picture.show(photo);
     picture.setClickable(model.prompt.kind === "points", this.page.nameFor(model));
-    return { element, model, picture, note, isBusy: false };
+    return { element, model, picture, note };
   }
 }

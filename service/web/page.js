@@ -21,6 +21,7 @@ const state = { models: [], chosen: null, photo: null, clicks: [], answer: null 
 
 let stopper = new AbortController();
 let retry = null;
+let running = 0;
 
 const picture = new Picture($("#canvas"), { maxPixels: 1600, onClick: addClick, onUndo: undo, describe: say });
 const comparison = new Comparison($("#compare"), {
@@ -184,17 +185,21 @@ async function prepare(asked, signal) {
   await busy(() => segment(asked, photo, { points: middle }, "rle", signal), signal);
 }
 
-/** Run `work` with the sign of waiting on; what goes wrong is shown, with a way to try it again. */
+/**
+ * Run `work` with the sign of waiting on; what goes wrong is shown, with a way to try it again.
+ *
+ * `signal` says that it was asked for the picture: then all that is chosen by now is asked anew, the key included.
+ */
 async function busy(work, signal = null) {
   const stage = $("#stage");
+  running++;
   stage.setAttribute("aria-busy", "true");
   try {
     return await work();
   } catch (problem) {
-    // What was asked for the picture is asked anew by all that is now chosen, the key included.
     if (problem.name !== "AbortError") showProblem(problem, signal ? () => refresh() : () => busy(work));
   } finally {
-    if (!signal?.aborted) stage.removeAttribute("aria-busy");
+    if (!--running) stage.removeAttribute("aria-busy");
   }
 }
 

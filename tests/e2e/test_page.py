@@ -173,6 +173,15 @@ class TestClicks:
         expect(visit.problem).to_be_hidden()
         expect(visit.page.locator("#segments b")).to_have_text("object")
 
+    def test_a_model_chosen_while_another_is_asked(self, visit: Visit, photo: bytes, recorder: Recorder) -> None:
+        visit.offer(photo, "photo.png", "image/png")
+        visit.label("click").click()  # at once: the first model has not answered
+        visit.settle()
+        expect(visit.page.locator("#remark")).to_have_text("Click on the animal.")
+        assert [sent.has_photo for sent in recorder.posts] == [True]
+        visit.click(*RED)
+        expect(visit.page.locator("#segments b")).to_have_text("object")
+
     def test_undo_and_clear(self, visit: Visit, photo: bytes) -> None:
         visit.give(photo)
         visit.choose("click")
