@@ -5,7 +5,7 @@ import { Comparison } from "./compare.js";
 import { listenForPhotos } from "./intake.js";
 import { Picture, make } from "./picture.js";
 import { readPhoto } from "./photo.js";
-import { Problem } from "./problems.js";
+import { hideProblem, showProblem, tryAgain } from "./problem_box.js";
 import { describeSegments, resultLines } from "./results.js";
 import { Saver } from "./save.js";
 
@@ -20,7 +20,6 @@ const TYPING_PAUSE_MS = 350;
 const state = { models: [], chosen: null, photo: null, clicks: [], answer: null };
 
 let stopper = new AbortController();
-let retry = null;
 let running = 0;
 
 const picture = new Picture($("#canvas"), { maxPixels: 1600, onClick: addClick, onUndo: undo, describe: say });
@@ -32,7 +31,7 @@ const comparison = new Comparison($("#compare"), {
   onUndo: undo,
   describe: say,
   onChoose: (model) => choose(model.name),
-  onProblem: showProblem,
+  onProblem: (problem) => showProblem(problem, () => refresh()),
 });
 const saver = new Saver({
   request: () => ({ model: model(), photo: state.photo, prompt: promptFor(model()), isWaiting: isWaiting(model()) }),
@@ -229,45 +228,6 @@ function emptyAdvice(own) {
   return own ? `Nothing found ${own}. Say what to look for.` : "Nothing found. Try other words, or none.";
 }
 
-function showProblem(problem, again = null) {
-  if (!(problem instanceof Problem)) {
-    console.error(problem);
-    problem = new Problem({ title: "Defect of this page", detail: String(problem.message ?? problem), status: -1 });
-  }
-  retry = again;
-  const box = $("#problem");
-  const text = make("div");
-  text.append(make("h2", "", problem.title), make("p", "", problem.message));
-  const more = problem.errors.filter(({ detail }) => detail !== problem.message);
-  if (more.length) {
-    const list = make("ul");
-    list.append(...more.map(({ detail }) => make("li", "", detail)));
-    text.append(list);
-  }
-  if (problem.requestId) text.append(make("p", "small", `Request ${problem.requestId}`));
-  const buttons = make("div", "tools");
-  if (again && problem.isPassing) buttons.append(button("Try again", () => (hideProblem(), retry())));
-  buttons.append(button("Dismiss", hideProblem));
-  box.replaceChildren(text, buttons);
-  box.hidden = false;
-  if (problem.status === 401) {
-    $("#key-form").hidden = false;
-    $("#key").focus();
-  }
-}
-
-function hideProblem() {
-  $("#problem").hidden = true;
-  $("#problem").replaceChildren();
-}
-
-function button(text, onClick) {
-  const element = make("button", "button", text);
-  element.type = "button";
-  element.addEventListener("click", onClick);
-  return element;
-}
-
 /** Say `text` to screen readers. */
 function say(text) {
   $("#status").textContent = text;
@@ -303,8 +263,7 @@ $("#key-form").addEventListener("submit", (event) => {
   rememberKey($("#key").value);
   $("#key").value = "";
   $("#key-form").hidden = true;
-  hideProblem();
-  (retry ?? start)();
+  tryAgain();
 });
 $("#undo").addEventListener("click", undo);
 $("#clear").addEventListener("click", clear);
