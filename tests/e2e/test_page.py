@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
-from service.masks import COLOURS, compress_counts, encode_rle
+from service.masks import COLOURS
+from service.rle import compress_counts, encode_rle
 from tests.e2e.browser import Recorder, Visit
 from tests.fakes import TextModel, encode, picture
 
