@@ -11,7 +11,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY models models
 COPY service service
 COPY training training
-RUN python -m venv /opt/petseg && /opt/petseg/bin/pip install --constraint constraints.txt .
+RUN python -m venv /opt/petseg && /opt/petseg/bin/pip install --constraint constraints.txt '.[openvino]'
 
 FROM python:${PYTHON}-slim
 RUN useradd --system --uid 10001 --no-create-home petseg

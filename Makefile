@@ -15,7 +15,7 @@ openapi: $(VENV)/.installed-dev
 	$(BIN)/petseg openapi > openapi.json
 
 $(VENV)/.installed-serve: pyproject.toml constraints.txt | $(VENV)
-	$(BIN)/pip install -qq --constraint constraints.txt --editable .
+	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[openvino]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)

@@ -70,7 +70,18 @@ class SegmentationModel(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
-        """Logits [B, K, S, S] of `features` under a batch of prompts ({} for image-only models)."""
+        """Logits [B, K, S, S] of `features` under a batch of prompts ({} for image-only models).
+
+        prompt: as `prompt_tensors` gives it, or as `embed_prompt` does.
+        """
+
+    def embed_prompt(self, features: Features, prompt: PromptTensors) -> PromptTensors:
+        """A batch of prompts in the form that the layers read: a text's embedding, the clicks' heatmaps.
+
+        Look-ups and small tensors, which engines leave to torch; they compile the rest of `decode`. What is embedded
+        already is given back. Here: nothing to embed.
+        """
+        return prompt
 
     def forward(self, images: Tensor, prompt: PromptTensors, features: Features | None = None) -> Tensor:
         """Logits [B, K, S, S] of images [B, 3, S, S] under a batch of prompts.

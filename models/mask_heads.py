@@ -93,4 +93,5 @@ def _fuse(in_channels: int, hidden: int, dropout: float, attention: bool) -> nn.
 
 def _guide_at(guide: Tensor, size: int) -> Tensor:
     """The guide at a level's size; its peaks survive where it shrinks, for a click is only a few pixels wide."""
+    size = int(size)  # a tensor while the network is traced
     return F.adaptive_max_pool2d(guide, size) if guide.shape[-1] > size else resize(guide, size, size)

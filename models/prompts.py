@@ -62,6 +62,16 @@ def prompt_kind(prompt: Prompt) -> PromptKind:
     return PromptKind.POINTS if isinstance(prompt, PointPrompt) else PromptKind.NONE
 
 
+def example_prompt(kind: PromptKind, image_size: int) -> Prompt:
+    """Some prompt of `kind` for a square of side `image_size`."""
+    examples: dict[PromptKind, Prompt] = {
+        PromptKind.NONE: None,
+        PromptKind.TEXT: TextPrompt("a photo of a pet"),
+        PromptKind.POINTS: PointPrompt(((image_size / 2, image_size / 2),), (1,)),
+    }
+    return examples[kind]
+
+
 def point_tensors(points: Sequence[tuple[float, float]], labels: Sequence[int]) -> PromptTensors:
     """Clicks as tensors padded to `MAX_POINTS`.
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,6 +11,8 @@ import torch
 from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from models.engine import EngineError
+from models.engine_choice import EngineOptions, available_cpus, build_engines
 from models.prompts import PromptKind
 from service import documentation, operation, page
 from service.embedding_cache import EmbeddingCache
@@ -41,12 +42,13 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
 
     Raises SettingsError or CheckpointError, each with one line for the operator.
     """
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
     try:
         device = choose_device(settings.device)
     except ValueError as error:
         raise SettingsError(f"{variable('device')}: {error}") from error
+    settings = share_cpus(settings, device)
+    if device.type == "cpu":
+        torch.set_num_threads(settings.stream_threads)
     loaded = load_folder(settings.checkpoints) if checkpoints is None else checkpoints
 
     app = PetsegApp(
@@ -77,7 +79,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Warm every model, take requests, then drain: what was accepted is finished before the threads end."""
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    pool = ThreadPoolExecutor(settings.image_threads or os.cpu_count() or 1, thread_name_prefix="images")
+    pool = ThreadPoolExecutor(settings.image_threads or available_cpus(), thread_name_prefix="images")
     predictors: list[Predictor] = app.state.predictors
     pipelines = {predictor.checkpoint.name: Pipeline(predictor, pool, settings, metrics) for predictor in predictors}
     service = app.state.service = Service(settings, pipelines)
@@ -85,7 +87,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.registry.register(levels)
     try:
         for predictor in predictors:
-            await asyncio.to_thread(predictor.warm_up)
+            for batch_size in (1, settings.max_batch_size):
+                await asyncio.to_thread(predictor.engine.warm_up, batch_size)
         service.is_ready = not service.is_draining
         yield
     finally:
@@ -104,16 +107,38 @@ def load_folder(folder: Path) -> list[Checkpoint]:
 
 
 def build_predictors(checkpoints: Sequence[Checkpoint], device: torch.device, settings: Settings) -> list[Predictor]:
-    """One predictor per checkpoint; those that take prompts share one cache of features, the others keep none."""
+    """One predictor per checkpoint; those that take prompts share one cache of features, the others keep none.
+
+    Raises SettingsError for an engine that cannot run here.
+    """
+    options = EngineOptions(
+        settings.engine,
+        settings.precision,
+        settings.compile,
+        settings.streams,
+        settings.stream_threads,
+        settings.engine_cache,
+    )
+    try:
+        engines = build_engines(checkpoints, device, options)
+    except EngineError as error:
+        raise SettingsError(f"{variable('engine')}: {error}") from error
     shared: EmbeddingCache[KeptImage] = EmbeddingCache(settings.cache_bytes)
     none: EmbeddingCache[KeptImage] = EmbeddingCache(0)
     return [
         Predictor(
             checkpoint,
+            engine,
             none if checkpoint.model.prompt_kind is PromptKind.NONE else shared,
-            device=device,
-            precision=settings.precision,
             max_pixels=settings.max_pixels,
         )
-        for checkpoint in checkpoints
+        for checkpoint, engine in zip(checkpoints, engines, strict=True)
     ]
+
+
+def share_cpus(settings: Settings, device: torch.device) -> Settings:
+    """`settings` with their zeros for streams and threads replaced, by the device and this process's CPUs."""
+    is_gpu = device.type != "cpu"
+    streams = settings.streams or (1 if is_gpu else available_cpus())
+    threads = settings.stream_threads or max(1, available_cpus() // streams)
+    return settings.model_copy(update={"streams": streams, "stream_threads": threads})

@@ -145,7 +145,7 @@ def describe_models(predictors: Iterable[Predictor], settings: Settings) -> list
         side = predictor.image_size
         rows.append(
             f"  {checkpoint.name:<14} {checkpoint.card.architecture:<12} takes {takes:<22} "
-            f"{side} x {side} px  {size_mb:6.1f} MB  {checkpoint.digest[:12]}"
+            f"{side} x {side} px  {size_mb:6.1f} MB  {checkpoint.digest[:12]}  {predictor.engine.name}"
         )
     return rows
 

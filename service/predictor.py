@@ -3,7 +3,6 @@
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +10,9 @@ from torch.utils.data import default_collate
 
 from models.base import Features, PromptMismatchError, describe_kind
 from models.checkpoint import Checkpoint
+from models.engine import Engine
 from models.letterbox import ImageTooLargeError, Letterbox, UnsupportedImageError, decode_image, image_tensor
-from models.prompts import PointPrompt, Prompt, PromptKind, PromptTensors, TextPrompt
+from models.prompts import PointPrompt, Prompt, PromptTensors
 from service.embedding_cache import EmbeddingCache
 from service.errors import (
     ImageGone,
@@ -69,7 +69,7 @@ class Prediction:
 
 
 class Predictor:
-    """A checkpoint on its device.
+    """A checkpoint and the engine that runs it.
 
     cache: features of earlier photos; shared by the models whose encoders have the same digest. One of 0 bytes serves
     models that need none: the code path is the same.
@@ -78,18 +78,16 @@ class Predictor:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        engine: Engine,
         cache: EmbeddingCache[KeptImage],
         *,
-        device: torch.device,
-        precision: str = "fp32",
         max_pixels: int = 1 << 26,
     ) -> None:
         self.checkpoint = checkpoint
+        self.engine = engine
         self.cache = cache
-        self.device = device
         self.max_pixels = max_pixels
-        self._is_bf16 = precision == "bf16"
-        self.model = checkpoint.model.eval().to(device=device).to(memory_format=torch.channels_last)
+        self.model = checkpoint.model
         self.encoder_digest = self.model.encoder_digest() or checkpoint.digest
         self.image_size = self.model.config.image_size
         self.class_names = self.model.config.class_names
@@ -128,24 +126,16 @@ class Predictor:
 
     def predict(self, batch: list[Prepared]) -> list[Prediction]:
         """Logits of each prepared request, in order: one `encode` for the distinct new photos, one `decode` for all."""
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
+        with torch.inference_mode():
             started_at = time.perf_counter()
             features, has_encoded = self._features(batch)
             encoded_at = time.perf_counter()
-            prompt = self._collate([prepared.prompt for prepared in batch])
-            logits = self.model.decode(features, prompt).float().cpu()
+            prompt: PromptTensors = default_collate([prepared.prompt for prepared in batch])
+            logits = self.engine.decode(features, prompt)
             chosen = self.model.chosen_prompts(features, prompt)
             decode_s = time.perf_counter() - encoded_at
         encode_s = encoded_at - started_at if has_encoded else 0.0
         return [Prediction(row, text, encode_s, decode_s) for row, text in zip(logits, chosen, strict=True)]
-
-    def warm_up(self) -> None:
-        """One forward pass of a grey square, so that the first caller does not wait for lazy initialisation."""
-        square = Letterbox((self.image_size, self.image_size), self.image_size)
-        prompt = self._prompt_tensors(example_prompt(self.model.prompt_kind, self.image_size), square)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
-            image = torch.full((1, 3, self.image_size, self.image_size), 0.5, device=self.device)
-            self.model.decode(self._encode(image), self._collate([prompt])).cpu()
 
     def _read_image(self, upload: bytes) -> tuple[Tensor, Letterbox]:
         try:
@@ -177,16 +167,13 @@ class Predictor:
                 new[prepared.digest] = prepared
         if new:
             images = torch.stack([prepared.image for prepared in new.values() if prepared.image is not None])
-            features = self._encode(images.to(self.device, non_blocking=True))
+            features = self.engine.encode(images)
             if len(new) == len(batch):
                 self._keep(new, features)
                 return features, True
             rows |= self._keep(new, features)
         chosen = [rows[prepared.digest] for prepared in batch]
         return tuple(torch.cat(level) for level in zip(*chosen, strict=True)), bool(new)
-
-    def _encode(self, images: Tensor) -> Features:
-        return self.model.encode(images.contiguous(memory_format=torch.channels_last))
 
     def _keep(self, new: dict[str, Prepared], features: Features) -> dict[str, Features]:
         """Hand each new photo's features to the cache; returns them by digest."""
@@ -197,10 +184,6 @@ class Predictor:
                 kept = KeptImage(own, prepared.letterbox.original_size, prepared.upload)
                 self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
         return rows
-
-    def _collate(self, prompts: list[PromptTensors]) -> PromptTensors:
-        batched: dict[str, Any] = default_collate(prompts)
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batched.items()}
 
 
 def check_points(prompt: Prompt, original_size: tuple[int, int]) -> None:
@@ -222,16 +205,6 @@ def check_points(prompt: Prompt, original_size: tuple[int, int]) -> None:
             "x runs to the right and y down from the top left corner",
             errors=errors,
         )
-
-
-def example_prompt(kind: PromptKind, image_size: int) -> Prompt:
-    """Some prompt of `kind` for a square of side `image_size`."""
-    examples: dict[PromptKind, Prompt] = {
-        PromptKind.NONE: None,
-        PromptKind.TEXT: TextPrompt("a photo of a pet"),
-        PromptKind.POINTS: PointPrompt(((image_size / 2, image_size / 2),), (1,)),
-    }
-    return examples[kind]
 
 
 def choose_device(name: str) -> torch.device:

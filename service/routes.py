@@ -219,6 +219,7 @@ def describe_model(pipeline: Pipeline) -> ModelSummary:
         class_names=list(predictor.class_names),
         image_size=predictor.image_size,
         checkpoint=checkpoint_id(pipeline),
+        engine=predictor.engine.name,
         keeps_images=predictor.keeps_images,
         url=f"/segment/{pipeline.name}",
     )

@@ -209,6 +209,7 @@ class ModelSummary(BaseModel):
     class_names: list[str] = Field(description="class_names[k] is the class of pixel value k")
     image_size: int = Field(description="side of the square that the model sees, in pixels")
     checkpoint: str
+    engine: str = Field(description="what runs the network, in which precision")
     keeps_images: bool = Field(description="whether image_id may stand in for an image sent before")
     url: str
 

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.backbone_file import BACKBONE_FOLDER_VARIABLE
 from models.checkpoint import CHECKPOINT_FOLDER
+from models.engine_choice import EngineName, PrecisionName, default_cache_folder
 from service.client_requests import API_KEY_VARIABLE, SERVER_VARIABLE
 
 PREFIX = "PETSEG_"
@@ -45,12 +46,18 @@ class Settings(BaseSettings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is the GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the networks under autocast; faster, masks differ in few border pixels."""
-    torch_threads: int = Field(0, ge=0)
-    """Threads of one forward pass on the CPU; 0 leaves the choice to torch."""
-    streams: int = Field(1, ge=1, le=64)
-    """Batches of one model that may run side by side."""
+    engine: EngineName = "auto"
+    """What runs the networks; `auto` is OpenVINO on a CPU where it is installed, torch otherwise."""
+    precision: PrecisionName = "auto"
+    """`auto` is bf16 where the device computes in it natively: faster, masks differ in few border pixels."""
+    compile: bool = False
+    """Hand torch's networks to torch.compile: minutes at start, and a C++ compiler on a CPU. OpenVINO needs neither."""
+    engine_cache: Path | None = Field(default_factory=default_cache_folder)
+    """Folder that keeps networks converted for OpenVINO; one that cannot be written to only makes starts slower."""
+    streams: int = Field(0, ge=0, le=64)
+    """Batches of one model that may run side by side; 0 is one per CPU, and one on a GPU."""
+    stream_threads: int = Field(0, ge=0)
+    """Threads of each on a CPU; 0 divides the CPUs among the streams."""
     image_threads: int = Field(0, ge=0, le=256)
     """Threads that decode photos and draw answers; 0 is one per CPU."""
 

@@ -40,9 +40,12 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see no PETSEG_* variables but these: the plain networks, unless a test is about another engine."""
     for name in os.environ:
         if name.startswith("PETSEG_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("PETSEG_ENGINE", "torch")
+    monkeypatch.setenv("PETSEG_PRECISION", "fp32")
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +63,9 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def unet(checkpoint_folder: Path) -> Checkpoint:
+    """Loaded anew for each test: an engine folds the network that it takes over."""
     return load_checkpoint(checkpoint_folder / "unet.safetensors")
 
 

@@ -45,9 +45,13 @@ class Clip(FrozenClip):
             return {"tokens": self.backbone.tokenize([prompt.text])[0]}
         return {"tokens": torch.zeros(self.backbone.context_length, dtype=torch.int64)}
 
+    def embed_prompt(self, features: Features, prompt: PromptTensors) -> PromptTensors:
+        """`text` [B, D] float32 of unit length."""
+        return prompt if "text" in prompt else {"text": self._text_embeddings(features, prompt["tokens"])}
+
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
         grid = features[2]
-        text = self._text_embeddings(features, prompt["tokens"]).to(grid)  # [B, D], unit length
+        text = self.embed_prompt(features, prompt)["text"].to(grid)  # [B, D]
         condition = self.text_projection(text)[:, :, None, None].expand(-1, -1, *grid.shape[-2:])  # [B, D, h, w]
         return self.segment(features, condition, cosine_map(grid, text))
 

@@ -39,9 +39,14 @@ class PromptModel(FrozenClip):
             nn.ReLU(inplace=True),
         )
 
+    def embed_prompt(self, features: Features, prompt: PromptTensors) -> PromptTensors:
+        """`positive` and `negative` [B, 1, S, S] float32 in [0, 1]: Gaussians of peak 1, added and clipped."""
+        return prompt if "positive" in prompt else self._heatmaps(prompt)
+
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
         grid = features[2]
-        positive, negative = self._heatmaps(prompt, grid.dtype)
+        heatmaps = self.embed_prompt(features, prompt)
+        positive, negative = heatmaps["positive"].to(grid.dtype), heatmaps["negative"].to(grid.dtype)
         condition = self.pointer_encoder(positive - negative)
         # Where the backbone sees what it saw under the clicks: tells one animal from another beside it.
         source = features[2 + self.config.similarity_map]
@@ -50,14 +55,12 @@ class PromptModel(FrozenClip):
         similarity = resize_to(cosine_map(source, clicked), positive)
         return self.segment(features, condition, torch.cat([positive, negative, similarity], dim=1))
 
-    def _heatmaps(self, prompt: PromptTensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Positive and negative clicks, each [B, 1, S, S] in [0, 1]: Gaussians of peak 1, added and clipped."""
+    def _heatmaps(self, prompt: PromptTensors) -> PromptTensors:
         points, labels = prompt["points"].float(), prompt["point_labels"]
         pixels = torch.arange(self.config.image_size, device=points.device)
         across = (-0.5 * ((pixels - points[..., :1]) / self.config.sigma_px).square()).exp()  # [B, N, S]
         down = (-0.5 * ((pixels - points[..., 1:]) / self.config.sigma_px).square()).exp()  # [B, N, S]
-        maps = [
-            torch.einsum("bny,bnx->byx", down * (labels == label)[..., None], across).clamp(max=1)[:, None].to(dtype)
-            for label in (1, 0)
-        ]
-        return maps[0], maps[1]
+        return {
+            name: torch.einsum("bny,bnx->byx", down * (labels == label)[..., None], across).clamp(max=1)[:, None]
+            for name, label in (("positive", 1), ("negative", 0))
+        }

@@ -22,6 +22,7 @@ async def test_models_say_what_they_take(client: httpx.AsyncClient, unet: Checkp
         "class_names": ["background", "cat", "dog"],
         "image_size": 32,
         "checkpoint": f"sha256:{unet.digest}",
+        "engine": "torch fp32",
         "keeps_images": False,
         "url": "/segment/unet",
     }

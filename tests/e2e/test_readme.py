@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("readme") / "log.txt"
-    process, url = start(CHECKPOINT_FOLDER, log)
+    process, url = start(CHECKPOINT_FOLDER, log, {"PETSEG_ENGINE": "auto", "PETSEG_PRECISION": "auto"})
     try:
         wait_until_ready(process, url, log)
         yield url

@@ -48,10 +48,17 @@ def test_prompted_models_share_one_cache_and_image_only_models_keep_nothing() ->
     assert (click.cache.max_bytes, colour.cache.max_bytes) == (1000, 0)
 
 
-def test_torch_threads_are_set(unet: Checkpoint) -> None:
+@pytest.mark.parametrize(
+    ("streams", "threads", "wanted"), [(0, 0, (6, 1)), (2, 0, (2, 3)), (0, 2, (6, 2)), (9, 0, (9, 1)), (1, 4, (1, 4))]
+)
+def test_the_cpus_are_shared_among_the_streams(
+    monkeypatch: pytest.MonkeyPatch, unet: Checkpoint, streams: int, threads: int, wanted: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("service.app.available_cpus", lambda: 6)
     before = torch.get_num_threads()
     try:
-        create_app(Settings(torch_threads=before + 1), [unet])
-        assert torch.get_num_threads() == before + 1
+        settings = create_app(Settings(streams=streams, stream_threads=threads), [unet]).state.settings
+        assert (settings.streams, settings.stream_threads) == wanted
+        assert torch.get_num_threads() == wanted[1]
     finally:
         torch.set_num_threads(before)

@@ -32,7 +32,22 @@ def test_serve_says_in_a_line_what_each_model_takes(
     assert result.exit_code == 0, result.output
     model, url = result.stdout.splitlines()
     digest = create_app(Settings(checkpoints=checkpoint_folder)).state.predictors[0].checkpoint.digest
-    assert model.split() == ["unet", "unet", "takes", "no", "prompt", "32", "x", "32", "px", "0.0", "MB", digest[:12]]
+    assert model.split() == [
+        "unet",
+        "unet",
+        "takes",
+        "no",
+        "prompt",
+        "32",
+        "x",
+        "32",
+        "px",
+        "0.0",
+        "MB",
+        digest[:12],
+        "torch",
+        "fp32",
+    ]
     assert url == "petseg on http://127.0.0.1:8123 (documentation at /docs)"
     assert served[0].port == 8123
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint
+from models.engine import Precision
 from models.letterbox import Letterbox
 from models.prompts import PointPrompt, Prompt, TextPrompt
+from models.torch_engine import TorchEngine
 from service.embedding_cache import EmbeddingCache
 from service.errors import (
     ImageGone,
@@ -17,15 +19,16 @@ from service.errors import (
     PromptMismatch,
     UnsupportedImage,
 )
-from service.predictor import KeptImage, Predictor, choose_device
-from tests.fakes import ClickModel, ColourModel, FakeModel, TextModel, encode, fake_checkpoint, picture
+from service.predictor import Predictor, choose_device
+from tests.fakes import ClickModel, FakeModel, TextModel, encode, fake_checkpoint, picture
 
 CPU = torch.device("cpu")
 BUDGET = 10 << 20
 
 
-def make(checkpoint: Checkpoint, cache_bytes: int = BUDGET, **options: int) -> Predictor:
-    return Predictor(checkpoint, EmbeddingCache(cache_bytes), device=CPU, **options)  # type: ignore[arg-type]
+def make(checkpoint: Checkpoint, cache_bytes: int = BUDGET, precision: str = "fp32", **options: int) -> Predictor:
+    engine = TorchEngine(checkpoint.model, CPU, Precision(precision))
+    return Predictor(checkpoint, engine, EmbeddingCache(cache_bytes), **options)
 
 
 def click(x: float, y: float) -> Prompt:
@@ -43,7 +46,7 @@ def calls(predictor: Predictor) -> FakeModel:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_batch_of_n_equals_n_singles(unet: Checkpoint, precision: str) -> None:
-    predictor = Predictor(unet, EmbeddingCache(0), device=CPU, precision=precision)
+    predictor = make(unet, 0, precision)
     uploads = [encode(picture(20 + 9 * seed, 50 - 6 * seed, seed)) for seed in range(5)]
     prepared = [predictor.prepare(upload, None, None) for upload in uploads]
     together = predictor.predict(prepared)
@@ -104,9 +107,8 @@ def test_a_mixed_batch_of_kept_and_new_photos_keeps_its_order(clicker: Predictor
 
 
 def test_models_with_one_encoder_share_features() -> None:
-    cache: EmbeddingCache[KeptImage] = EmbeddingCache(BUDGET)
-    clicker = Predictor(fake_checkpoint(ClickModel, "click"), cache, device=CPU)
-    reader = Predictor(fake_checkpoint(TextModel, "text"), cache, device=CPU)
+    clicker, reader = make(fake_checkpoint(ClickModel, "click")), make(fake_checkpoint(TextModel, "text"))
+    reader.cache = clicker.cache
     upload = encode(picture())
     clicker.predict([clicker.prepare(upload, None, click(5, 5))])
     reader.predict([reader.prepare(upload, None, TextPrompt("a cat"))])
@@ -179,14 +181,6 @@ def test_images_that_do_not_decode_are_refused(unet: Checkpoint) -> None:
         make(unet, 0).prepare(b"nope", None, None)
     with pytest.raises(ImageTooLarge, match="got 60 x 40 = 2400 pixels, wanted at most 2399"):
         make(unet, 0, max_pixels=2399).prepare(encode(picture(60, 40)), None, None)
-
-
-@pytest.mark.parametrize("kind", [ColourModel, ClickModel, TextModel])
-def test_every_kind_of_model_can_be_warmed(kind: type[FakeModel]) -> None:
-    predictor = make(fake_checkpoint(kind, "any"))
-    predictor.warm_up()
-    assert calls(predictor).decoded_rows == [1]
-    assert len(predictor.cache) == 0
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

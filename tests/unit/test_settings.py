@@ -9,10 +9,12 @@ from models.checkpoint import CHECKPOINT_FOLDER
 from service.settings import Settings, SettingsError, read_settings
 
 
-def test_defaults() -> None:
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PETSEG_ENGINE", "PETSEG_PRECISION"):
+        monkeypatch.delenv(name)
     settings = read_settings()
     assert (settings.host, settings.port, settings.checkpoints) == ("127.0.0.1", 8000, CHECKPOINT_FOLDER)
-    assert (settings.max_wait_s, settings.precision) == (0.0, "fp32")
+    assert (settings.max_wait_s, settings.engine, settings.precision) == (0.0, "auto", "auto")
 
 
 def test_the_environment_sets_and_the_command_line_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +44,7 @@ def test_what_the_models_and_the_client_read_is_no_unknown_setting(monkeypatch: 
         ("PETSEG_PORT", "70000"),
         ("PETSEG_MAX_BATCH_SIZE", "0"),
         ("PETSEG_PRECISION", "int8"),
+        ("PETSEG_ENGINE", "onnx"),
         ("PETSEG_DEADLINE_S", "0"),
         ("PETSEG_CACHE_BYTES", "-1"),
     ],

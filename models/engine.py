@@ -1,0 +1,109 @@
+"""One small interface over what runs a network: `encode` and `decode`, compiled for a device.
+
+`torch_engine.py` and `openvino_engine.py` implement it, `engine_choice.py` picks. The predictor knows no other.
+"""
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from models.base import Features, SegmentationModel
+from models.letterbox import Letterbox
+from models.prompts import PromptKind, PromptTensors, example_prompt
+
+
+class EngineError(ValueError):
+    """This engine cannot run that network here; the message says what was got, wanted, and the fix."""
+
+
+class Precision(StrEnum):
+    """In what numbers the layers compute; inputs and logits are float32 always."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Engine(ABC):
+    """A network on a device. Several threads may call it at once.
+
+    Takes the network over: its batch norms may be folded, its weights moved and cast. What `encode` gives is this
+    engine's own affair: only its `decode` reads it, and a cache may keep rows of it in between.
+    """
+
+    def __init__(self, model: SegmentationModel, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What runs, in which precision: "torch bf16"."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Features:
+        """What the network makes of the pixels alone; of an image-only model, the logits already.
+
+        images: Tensor [B, 3, S, S], float32 in [0, 1], on any device. Returns tensors of B rows on `device`.
+        """
+
+    @abstractmethod
+    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+        """Logits [B, K, S, S] float32 on the CPU, of rows that `encode` gave and as many collated prompts."""
+
+    def warm_up(self, batch_size: int) -> None:
+        """Run `batch_size` squares of noise, so that no caller waits for what is set up on first use."""
+        features = self.encode(example_images(self.model, batch_size))
+        self.decode(features, example_prompts(self.model, batch_size))
+
+
+class EncodeGraph(nn.Module):
+    """What an engine compiles as `encode`: images [B, 3, S, S] -> tensors of B rows.
+
+    Where no prompt is taken nothing is left for `decode`: the whole network is one graph, and no feature maps have to
+    be written out between its halves.
+    """
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Features:
+        """Features, or the logits of an image-only model as the only one."""
+        if takes_prompt(self.model):
+            return self.model.encode(images)
+        return (self.model(images, {}),)
+
+
+class DecodeGraph(nn.Module):
+    """What an engine compiles as `decode`: features and an embedded prompt as one flat row of tensors -> logits."""
+
+    def __init__(self, model: SegmentationModel, levels: int, prompt_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.levels = levels
+        self.prompt_names = prompt_names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Logits [B, K, S, S] of `levels` features and then the prompt's tensors in the order of their names."""
+        prompt = dict(zip(self.prompt_names, tensors[self.levels :], strict=True))
+        return self.model.decode(tensors[: self.levels], prompt)
+
+
+def takes_prompt(model: SegmentationModel) -> bool:
+    """Whether there is anything to decode beyond the pixels."""
+    return model.prompt_kind is not PromptKind.NONE
+
+
+def example_images(model: SegmentationModel, batch_size: int) -> Tensor:
+    """Noise [B, 3, S, S] float32 in [0, 1], the same every time."""
+    side = model.config.image_size
+    return torch.rand(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def example_prompts(model: SegmentationModel, batch_size: int) -> PromptTensors:
+    """Some prompt that `model` takes, `batch_size` times."""
+    side = model.config.image_size
+    tensors = model.prompt_tensors(example_prompt(model.prompt_kind, side), Letterbox((side, side), side))
+    return {name: torch.stack([tensor] * batch_size) for name, tensor in tensors.items()}

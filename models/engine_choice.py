@@ -1,0 +1,97 @@
+"""Which engine runs a checkpoint on this machine, in which precision. The service asks once, at start."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models import openvino_graph
+from models.checkpoint import Checkpoint
+from models.engine import Engine, EngineError, Precision
+from models.openvino_engine import OpenVinoCompiler
+from models.openvino_graph import GraphFolder, GraphOptions
+from models.torch_engine import TorchEngine
+
+logger = logging.getLogger("petseg.engine")
+
+EngineName = Literal["auto", "torch", "openvino"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an operator may choose; the defaults choose what was fastest where we measured."""
+
+    engine: EngineName = "auto"
+    """`auto` is OpenVINO on a CPU where it is installed, torch otherwise."""
+    precision: PrecisionName = "auto"
+    """`auto` is bf16 where the device computes in it natively, fp32 elsewhere."""
+    compiles: bool = False
+    """Whether the torch engine hands its networks to `torch.compile`."""
+    streams: int = 1
+    threads: int = 1
+    cache_folder: Path | None = None
+
+
+def build_engines(checkpoints: Sequence[Checkpoint], device: torch.device, options: EngineOptions) -> list[Engine]:
+    """An engine for each checkpoint, in order; frozen towers that they share are compiled once.
+
+    Raises EngineError where the asked for engine cannot run here; `auto` falls back on torch and says so.
+    """
+    if options.engine == "openvino" and device.type != "cpu":
+        raise EngineError(f"got openvino on {device.type}, wanted it on a cpu; set the device to cpu or take torch")
+    if options.engine == "openvino" and not openvino_graph.is_installed():
+        raise EngineError("got openvino, which is not installed; pip install 'petseg[openvino]', or take torch")
+    uses_openvino = device.type == "cpu" and options.engine != "torch" and openvino_graph.is_installed()
+    if not uses_openvino:
+        return [_torch_engine(checkpoint, device, options) for checkpoint in checkpoints]
+    precision = _precision(options.precision, openvino_graph.has_native_bf16())
+    compiler = OpenVinoCompiler(
+        GraphOptions(precision, options.streams, options.threads), GraphFolder(options.cache_folder)
+    )
+    engines: list[Engine] = []
+    for checkpoint in checkpoints:
+        try:
+            engines.append(compiler.compile(checkpoint.model, checkpoint.digest, checkpoint.name))
+        except EngineError as error:
+            if options.engine == "openvino":
+                raise
+            logger.warning("%s", error)
+            engines.append(_torch_engine(checkpoint, device, options))
+    return engines
+
+
+def default_cache_folder() -> Path | None:
+    """The user's own cache folder; None for a user without a home."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(base) / "petseg"
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use; fewer than the machine's under taskset and in some containers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _torch_engine(checkpoint: Checkpoint, device: torch.device, options: EngineOptions) -> TorchEngine:
+    precision = _precision(options.precision, _torch_has_bf16(device))
+    return TorchEngine(checkpoint.model, device, precision, compiles=options.compiles)
+
+
+def _precision(name: PrecisionName, has_bf16: bool) -> Precision:
+    if name == "auto":
+        return Precision.BF16 if has_bf16 else Precision.FP32
+    return Precision(name)
+
+
+def _torch_has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,207 @@
+"""Torch modules as OpenVINO graphs: converted, proven equal, kept on disk, compiled for this CPU.
+
+`openvino_engine.py` calls this; nothing else in the project speaks to OpenVINO.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.engine import EngineError, Precision
+
+logger = logging.getLogger("petseg.engine")
+
+_EXAMPLE_ROWS = 2
+_PROOF_ROWS = 3
+"""Another number than was traced: a graph that took the batch for a constant fails its proof."""
+_TOLERANCE = 1e-3
+"""Largest difference from torch in float32, as a share of the largest output."""
+_KEPT_DAYS = 30
+
+
+def is_installed() -> bool:
+    """Whether the extra `openvino` is."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+@cache
+def load_openvino() -> Any:
+    """The package, without its telemetry.
+
+    OpenVINO reports each import to its maker over the network, from a forked process, unless its telemetry package is
+    missing. A service neither calls home nor forks for it.
+    """
+    modules = cast(dict[str, Any], sys.modules)
+    modules.setdefault("openvino_telemetry", None)
+    return importlib.import_module("openvino")
+
+
+@cache
+def core() -> Any:
+    """The one runtime of the process."""
+    return load_openvino().Core()
+
+
+def has_native_bf16() -> bool:
+    """Whether this CPU computes in bfloat16 rather than imitating it."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How graphs are compiled."""
+
+    precision: Precision
+    streams: int
+    """Batches that may run side by side."""
+    threads: int
+    """Threads of each."""
+
+
+class Graph:
+    """A compiled graph. Several threads may call it at once; up to `streams` of them run."""
+
+    def __init__(self, model: Any, options: GraphOptions) -> None:
+        self._compiled = core().compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "bf16" if options.precision is Precision.BF16 else "f32",
+                "NUM_STREAMS": options.streams,
+                "INFERENCE_NUM_THREADS": options.streams * options.threads,
+                "ENABLE_CPU_PINNING": False,  # others run on these cores too
+            },
+        )
+        self._idle: deque[Any] = deque()
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for `tensors`, rows of any one number, float32 on the CPU."""
+        arrays = [tensor.contiguous().numpy() for tensor in tensors]
+        try:
+            request = self._idle.pop()  # the one used last: its buffers are still in the caches
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            outputs = request.infer(arrays, share_inputs=True)
+            return tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
+        finally:
+            self._idle.append(request)
+
+
+class GraphFolder:
+    """Converted graphs on disk, so that a network is converted once on a machine. Works without, only slower."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def load(self, key: str, convert: Callable[[], Any]) -> Any:
+        """The graph under `key`, or what `convert` gives, kept where the folder can be written to."""
+        if self.folder is None:
+            return convert()
+        entry = self.folder / key
+        if (graph := _read(entry)) is not None:
+            return graph
+        converted = convert()
+        try:
+            _write(converted, entry)
+        except (OSError, RuntimeError) as error:
+            logger.warning("%s: graphs are not kept (%s); the next start converts again", self.folder, error)
+            return converted
+        # Read back, its weights are a mapped file instead of a second copy in memory.
+        return _read(entry) or converted
+
+
+def graph_key(identity: str, part: str) -> str:
+    """Name of a graph on disk: the weights, the code that reads them, and what converted them."""
+    versions = (torch.__version__, load_openvino().__version__, _code_digest())
+    return hashlib.sha256("\n".join((identity, part, *versions)).encode()).hexdigest()[:32]
+
+
+def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name: str) -> Any:
+    """`module` as a graph for any number of rows, proven to give what torch gives.
+
+    example: inputs of so many rows. Raises EngineError for a network that does not convert, or not to the same.
+    """
+    started_at = time.perf_counter()
+    inputs = tuple(example(_EXAMPLE_ROWS))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of each shape that it takes for a constant: they are
+            graph = load_openvino().convert_model(module, example_input=inputs)
+        graph.reshape({port: [-1, *each.shape[1:]] for port, each in zip(graph.inputs, inputs, strict=True)})
+    except Exception as error:  # tracing and conversion raise many kinds; all mean the same here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineError(f"{name}: got a network that OpenVINO does not convert ({reason}); use torch") from error
+    _prove(graph, module, example(_PROOF_ROWS), name)
+    logger.info("%s converted for OpenVINO in %.1f s", name, time.perf_counter() - started_at)
+    return graph
+
+
+def _prove(graph: Any, module: nn.Module, inputs: Sequence[Tensor], name: str) -> None:
+    """Compare `graph` with torch on inputs of another batch size than it was traced with."""
+    with torch.no_grad():
+        output = module(*inputs)
+    wanted = output if isinstance(output, tuple) else (output,)
+    got = Graph(graph, GraphOptions(Precision.FP32, 1, 1))(*inputs)
+    for level, (one, other) in enumerate(zip(got, wanted, strict=True)):
+        scale = float(other.abs().max())
+        difference = float((one - other).abs().max()) if one.shape == other.shape else float("inf")
+        if not difference <= _TOLERANCE * max(scale, _TOLERANCE):
+            raise EngineError(
+                f"{name}: got an OpenVINO graph that differs from torch by {difference:.2g} in output {level}, wanted "
+                f"at most {_TOLERANCE} of {scale:.2g}; use torch"
+            )
+
+
+def _read(entry: Path) -> Any:
+    """The graph in the folder `entry`, or None."""
+    file = entry / "graph.xml"
+    if not file.is_file():
+        return None
+    try:
+        graph = core().read_model(file)
+        entry.touch()
+    except (OSError, RuntimeError) as error:
+        logger.warning("%s: not readable (%s), converting again", file, error)
+        return None
+    return graph
+
+
+def _write(graph: Any, entry: Path) -> None:
+    """Keep `graph` in the folder `entry`, which appears whole or not at all; forget what was long unused."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=entry.parent) as unfinished:
+        inside = Path(unfinished) / "graph"
+        inside.mkdir()
+        load_openvino().save_model(graph, inside / "graph.xml", compress_to_fp16=False)
+        shutil.rmtree(entry, ignore_errors=True)
+        inside.rename(entry)
+    oldest = time.time() - _KEPT_DAYS * 24 * 3600
+    for other in entry.parent.iterdir():
+        if other.stat().st_mtime < oldest:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+@cache
+def _code_digest() -> str:
+    """sha256 over the sources in `models`: a graph holds the code as well as the weights."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()

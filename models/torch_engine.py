@@ -1,0 +1,93 @@
+"""PyTorch as the engine: on GPUs, and on CPUs where OpenVINO is not installed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from models.base import Features, SegmentationModel
+from models.engine import EncodeGraph, Engine, Precision, example_images, example_prompts, takes_prompt
+from models.folding import fold_batch_norms, has_batch_norms
+from models.prompts import PromptTensors
+
+_CAST = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+"""Layers that autocast runs in bfloat16; their weights are cast once instead of in every pass."""
+
+
+class TorchEngine(Engine):
+    """Folded batch norms, channels_last; in bfloat16 under autocast with the weights of large layers cast already.
+
+    Autocast keeps float32 where bfloat16 would lose the answer; what embeds prompts stays float32 throughout.
+    """
+
+    def __init__(
+        self, model: SegmentationModel, device: torch.device, precision: Precision, *, compiles: bool = False
+    ) -> None:
+        """compiles: hand both halves to `torch.compile`, once for each batch size; needs a C++ compiler on a CPU."""
+        model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+        super().__init__(model, device)
+        self.precision = precision
+        self.compiles = compiles
+        self._encode: Callable[[Tensor], Features] = EncodeGraph(model)
+        self._decode: Callable[[Features, PromptTensors], Tensor] = model.decode
+        prepare(self)
+        if compiles:
+            self._encode = torch.compile(self._encode, dynamic=False)
+            self._decode = torch.compile(self._decode, dynamic=False)
+
+    @property
+    def name(self) -> str:
+        return f"torch {self.precision}{', compiled' if self.compiles else ''}"
+
+    def encode(self, images: Tensor) -> Features:
+        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with self._computing():
+            return self._encode(images)
+
+    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+        if not takes_prompt(self.model):
+            return features[0].float().cpu()
+        prompt = {name: tensor.to(self.device, non_blocking=True) for name, tensor in prompt.items()}
+        embedded = self.embed(features, prompt)
+        with self._computing():
+            return self._decode(features, embedded).float().cpu()
+
+    def embed(self, features: Features, prompt: PromptTensors) -> PromptTensors:
+        """The model's `embed_prompt`, in float32."""
+        with torch.inference_mode():
+            return self.model.embed_prompt(features, prompt)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        is_bf16 = self.precision is Precision.BF16
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16):
+            yield
+
+
+def prepare(engine: TorchEngine) -> None:
+    """Fold and cast, in place, what the network computes with."""
+    if has_batch_norms(engine.model):
+        fold_batch_norms(engine.model, lambda: engine.warm_up(1))
+    if engine.precision is Precision.BF16:
+        for layer in find_computing_layers(engine):
+            layer.to(torch.bfloat16)
+
+
+def find_computing_layers(engine: TorchEngine) -> set[nn.Module]:
+    """Large layers that run in `encode` or `decode` and not where prompts are embedded."""
+    ran: set[nn.Module] = set()
+    layers = [module for module in engine.model.modules() if isinstance(module, _CAST)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: ran.add(layer)) for layer in layers]
+    try:
+        prompt = {name: tensor.to(engine.device) for name, tensor in example_prompts(engine.model, 1).items()}
+        features = engine.encode(example_images(engine.model, 1))
+        encoding = ran.copy()
+        ran.clear()
+        engine.embed(features, prompt)  # before `decode`: texts embedded once come from a cache
+        embedding = ran.copy()
+        engine.decode(features, prompt)
+        return (encoding | ran) - embedding
+    finally:
+        for hook in hooks:
+            hook.remove()
