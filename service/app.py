@@ -14,10 +14,11 @@ from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from models.engine import EngineError
 from models.engine_choice import EngineOptions, available_cpus, build_engines
 from models.prompts import PromptKind
-from service import documentation, operation, page
+from service import documentation, label_studio_routes, operation, page
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.gauges import ServiceCollector
+from service.label_studio_images import LabelStudioImages
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.openapi import PetsegApp
@@ -62,6 +63,7 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     app.state.settings = settings
     app.state.predictors = build_predictors(loaded, device, settings)
     app.state.metrics = Metrics()
+    app.state.label_studio_images = LabelStudioImages(settings)
     app.add_middleware(RequestContext, metrics=app.state.metrics)
     add_security_headers(app, settings.cors_origins)
     add_handlers(app)
@@ -71,6 +73,7 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     if settings.operation_port is None:
         app.include_router(operation.private_router)
     app.include_router(page.router)
+    app.include_router(label_studio_routes.router)
     return app
 
 

@@ -7,11 +7,14 @@ import re
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from service.errors import InternalError, Problem
 from service.forms import Upload
 from service.pipeline import Segmented
 from service.rendering import Drawing
+
+T = TypeVar("T")
 
 logger = logging.getLogger("petseg.batches")
 
@@ -47,7 +50,7 @@ async def segment_all(
             task.cancel()
 
 
-async def outcome_of(work: Awaitable[Segmented[Drawing]]) -> Segmented[Drawing] | Problem:
+async def outcome_of(work: Awaitable[T]) -> T | Problem:
     """What `work` gives, or the problem it raises; a defect is logged and becomes an InternalError."""
     try:
         return await work

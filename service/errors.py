@@ -4,7 +4,7 @@ Problem
   NotFound 404            UnknownModel 404        MethodNotAllowed 405    ImageGone 410
   BodyTooLarge 413        ImageTooLarge 413       UnsupportedBody 415     UnsupportedImage 415
   InvalidRequest 422      PromptMismatch 422      ImageIdNotKept 422      InternalError 500
-  Overloaded 503          NotReady 503            DeadlineExceeded 504
+  ImageNotFetched 502     Overloaded 503          NotReady 503            DeadlineExceeded 504
 """
 
 import http
@@ -139,6 +139,13 @@ class InternalError(Problem):
 
     slug, title, status = "internal-error", "Internal error", 500
     about = "A defect of the service. Its log has the details under the request_id of the answer."
+
+
+class ImageNotFetched(Problem):
+    """The Label Studio that the operator named did not give an image."""
+
+    slug, title, status = "image-not-fetched", "Image not fetched", 502
+    about = "The server could not get a task's image from Label Studio. `detail` says what it got instead."
 
 
 class Overloaded(Problem):

@@ -8,11 +8,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.errors import MEDIA_TYPE, Problem
+from service.label_studio import PredictRequest, SetupRequest
 from service.schemas import BatchAnswer, BatchFields, BatchProblem, GeoJson, ProblemBody, SegmentAnswer, SegmentFields
 
 Json = dict[str, Any]
 
 _BODIES: tuple[type[BaseModel], ...] = (SegmentAnswer, GeoJson, BatchAnswer, BatchProblem, ProblemBody)
+_JSON_REQUESTS: tuple[type[BaseModel], ...] = (SetupRequest, PredictRequest)
 _BINARY: Json = {"type": "string", "format": "binary"}
 _FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
 
@@ -30,6 +32,7 @@ class PetsegApp(FastAPI):
             for name in _FASTAPI_ONLY:
                 schemas.pop(name, None)
             pairs: Any = [(body, "serialization") for body in _BODIES]
+            pairs += [(body, "validation") for body in _JSON_REQUESTS]
             schemas |= models_json_schema(pairs, ref_template="#/components/schemas/{model}")[1]["$defs"]
             document["components"]["schemas"] = dict(sorted(schemas.items()))
             self.openapi_schema = document
@@ -89,6 +92,11 @@ def batch_extra() -> Json:
             "content": {"multipart/form-data": {"schema": form}},
         },
     }
+
+
+def json_body(body: type[BaseModel]) -> Json:
+    """`openapi_extra` of a route that reads a JSON body itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference(body)}}}}
 
 
 def segment_success() -> Json:

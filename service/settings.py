@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.backbone_file import BACKBONE_FOLDER_VARIABLE
@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     """Pixels of one photo, judged from its header before decoding."""
     cache_bytes: int = Field(256 << 20, ge=0)
     """Memory for the features of photos that may be clicked again; 0 keeps none."""
+
+    label_studio_url: str = Field("", pattern=r"^(https?://[^\s?#@]+)?$")
+    """The Label Studio whose tasks' images may be fetched; empty fetches none, and takes data URIs alone."""
+    label_studio_token: SecretStr = SecretStr("")
+    """Access token of a user of that Label Studio."""
 
 
 def read_settings(**overrides: Any) -> Settings:
