@@ -1,9 +1,12 @@
-"""The README's own curl lines, run as written against the shipped checkpoints."""
+"""The README's own lines, run as written against the shipped checkpoints."""
 
+import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +17,20 @@ import skimage.data
 from PIL import Image
 
 from models.checkpoint import CHECKPOINT_FOLDER
-from tests.e2e.server import ROOT, start, stop, wait_until_ready
+from service.schemas import GeoJson
+from tests.e2e.server import GRAPH_FOLDER, ROOT, start, stop, wait_until_ready
 
-LINES = re.findall(r"^curl .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVER = "http://127.0.0.1:8000"
+BLOCKS = {kind: re.findall(rf"^```{kind}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL) for kind in ("sh", "python")}
+LINES = [
+    line
+    for block in BLOCKS["sh"]
+    for line in block.splitlines()
+    if SERVER in line or line.startswith(("petseg segment", "petseg models"))
+]
+SCRIPTS = [block for block in BLOCKS["python"] if SERVER in block]
+NEEDED = ("curl", "jq", "xargs")
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +44,84 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert stop(process) == 0
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a reader would be: a photo, a folder of two, a file that is none, and `petseg` on the path."""
+    cat = Image.fromarray(skimage.data.chelsea())  # type: ignore[no-untyped-call]
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
+        cat.save(tmp_path / "here" / name, quality=92)
+    (tmp_path / "here" / "notes.txt").write_text("no photo")
+    command = tmp_path / "bin" / "petseg"
+    command.parent.mkdir()
+    variables = f"PYTHONPATH={shlex.quote(str(ROOT))} PETSEG_ENGINE_CACHE={shlex.quote(str(GRAPH_FOLDER))}"
+    command.write_text(f'#!/bin/sh\n{variables} exec {sys.executable} -m service "$@"\n')
+    command.chmod(0o755)
+    return tmp_path / "here"
+
+
+def run(line: str, url: str, folder: Path) -> tuple[str, list[Path]]:
+    """What a line prints, and which files it writes."""
+    before = set(folder.rglob("*"))
+    path = f'PATH={shlex.quote(str(folder.parent / "bin"))}:"$PATH"'
+    ended = subprocess.run(
+        f"{path}; {line.replace(SERVER, url)}", shell=True, cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout, sorted(path for path in set(folder.rglob("*")) - before if path.is_file())
+
+
+def check(file: Path) -> None:
+    """That `file` says what its name promises."""
+    if file.suffix == ".png":
+        with Image.open(file) as image:
+            assert image.size == (451, 300)
+            assert np.asarray(image).any()
+    elif file.name == "annotations.json":
+        assert len(json.loads(file.read_text())["annotations"]) >= 2
+    elif file.suffix == ".json":
+        assert json.loads(file.read_text())["segments"]
+    elif file.suffix == ".geojson":
+        assert GeoJson.model_validate_json(file.read_text()).features
+    elif file.name == "labels.txt":
+        assert all(0 <= float(share) <= 1 for share in file.read_text().split()[1:20])
+    elif file.suffix == ".csv":
+        assert {row["label"] for row in csv.DictReader(file.read_text().splitlines())} == {"cat", "dog"}
+    elif file.name == "answers.ndjson":
+        assert len([json.loads(answer)["segments"] for answer in file.read_text().splitlines()]) == 2
+    elif file.suffix == ".ndjson":
+        assert len(file.read_text().splitlines()) == 3
+    else:
+        assert len(zipfile.ZipFile(file).namelist()) == 2
+
+
 def test_every_model_is_shown() -> None:
     shown = set(re.findall(r"/segment/(\w+)", "\n".join(LINES)))
     assert shown == {path.stem for path in CHECKPOINT_FOLDER.glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_line(line: str, url: str, tmp_path: Path) -> None:
-    cat = Image.fromarray(skimage.data.chelsea())  # type: ignore[no-untyped-call]
-    cat.save(tmp_path / "photo.jpg", quality=92)
-    command = line.replace("http://127.0.0.1:8000", url)
-    subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=60)
-    written = next(path for path in tmp_path.iterdir() if path.name != "photo.jpg")
-    if written.suffix == ".png":
-        with Image.open(written) as image:
-            assert image.size == cat.size
-            assert np.asarray(image).any()
-    elif written.suffix == ".json":
-        assert json.loads(written.read_text())["segments"]
-    elif written.suffix == ".ndjson":
-        assert len([json.loads(answer)["segments"] for answer in written.read_text().splitlines()]) == 2
-    else:
-        assert len(zipfile.ZipFile(written).namelist()) == 2
+def test_line(line: str, url: str, folder: Path) -> None:
+    for tool in NEEDED:
+        if re.search(rf"\b{tool}\b", line) and shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+    printed, written = run(line, url, folder)
+    for file in written:
+        check(file)
+    if "xargs" in line:
+        assert [file.name for file in written] == ["a.jpg.png", "b.jpg.png"]
+    if "select(.problem)" in line:
+        assert printed.startswith("notes.txt: got 8 bytes that do not decode")
+    elif "jq" in line:
+        assert [row[:2] for row in csv.reader(sorted(printed.splitlines()))] == [["a.jpg", "cat"], ["b.jpg", "cat"]]
+    if line.startswith("petseg models"):
+        assert all(path.stem in printed for path in CHECKPOINT_FOLDER.glob("*.safetensors"))
+    elif "--json" in line:
+        assert json.loads(printed)["segmented"] == 2
+    assert written or printed
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script(script: str, url: str, folder: Path) -> None:
+    (folder / "script.py").write_text(script.replace(SERVER, url) + "\nassert mask.shape == (300, 451)\n")
+    run(f"PYTHONPATH={shlex.quote(str(ROOT))} {sys.executable} script.py", url, folder)
