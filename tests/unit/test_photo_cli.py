@@ -1,6 +1,8 @@
 """`petseg segment` and `petseg models` as a shell sees them: what is printed, and the exit code."""
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -117,3 +119,22 @@ def test_models_as_a_table_and_as_json(shell: Shell) -> None:
 def test_photo_commands_bring_no_torch() -> None:
     code = "import sys, service.photo_cli, service.client; sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_ctrl_c_is_a_line_and_exit_code_130(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(picture(60, 40)))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(60)
+        command = [sys.executable, "-m", "service", "segment", str(tmp_path), "--out", str(tmp_path / "masks")]
+        process = subprocess.Popen(
+            [*command, "--server", f"http://127.0.0.1:{silent.getsockname()[1]}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            printed, said = process.communicate(timeout=60)
+    assert process.returncode == photo_cli.INTERRUPTED
+    assert (printed, said) == ("", "petseg: interrupted; run the same command again to go on where it stopped\n")
