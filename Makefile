@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check openapi clean
+.PHONY: serve test soak scale check openapi clean
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/petseg serve
 
 test: $(VENV)/.installed-dev
 	scripts/check
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak
+
+scale: $(VENV)/.installed-scale
+	$(BIN)/serve run deploy/ray.yaml
 
 openapi: $(VENV)/.installed-dev
 	$(BIN)/petseg openapi > openapi.json
@@ -21,6 +27,10 @@ $(VENV)/.installed-serve: pyproject.toml constraints.txt | $(VENV)
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)
 	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.installed-serve
+
+$(VENV)/.installed-scale: pyproject.toml constraints.txt | $(VENV)
+	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[scale]'
+	touch $@
 
 $(VENV):
 	$(PYTHON) -m venv $(VENV)

@@ -45,10 +45,17 @@ class Server(uvicorn.Server):
     The operation port, where there is one, answers from before the start until after the last request.
     """
 
-    def __init__(self, service_app: FastAPI, config: uvicorn.Config, operation_socket: socket.socket | None) -> None:
+    def __init__(
+        self,
+        service_app: FastAPI,
+        config: uvicorn.Config,
+        operation_socket: socket.socket | None,
+        linger_s: float = 0.0,
+    ) -> None:
         super().__init__(config)
         self._service_app = service_app
         self._operation_socket = operation_socket
+        self._linger_s = linger_s
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen until a signal."""
@@ -63,6 +70,11 @@ class Server(uvicorn.Server):
         finally:
             operation.should_exit = True
             await answering
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse for a while, so that nobody meets a closed port unwarned; then close it and finish what is left."""
+        await asyncio.sleep(self._linger_s)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second Ctrl-C does not wait any longer."""
@@ -113,7 +125,7 @@ def run_server(service_app: FastAPI, settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )
-    Server(service_app, config, open_operation_port(settings)).run()
+    Server(service_app, config, open_operation_port(settings), settings.linger_s).run()
 
 
 def open_operation_port(settings: Settings) -> socket.socket | None:

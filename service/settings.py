@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     """Seconds from a request's last byte to its answer; later is 504."""
     drain_s: float = Field(20.0, ge=0)
     """Seconds that accepted requests get to finish when the server stops."""
+    linger_s: float = Field(0.5, ge=0)
+    """Seconds for which a stopping server still answers new requests, with 503 and Retry-After, before its port closes:
+    what load balancers need to notice."""
 
     max_body_bytes: int = Field(32 << 20, ge=1)
     """Body of one /segment/{model} request."""

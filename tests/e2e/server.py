@@ -67,6 +67,6 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) ->
 def stop(process: "subprocess.Popen[bytes]") -> int:
     process.send_signal(signal.SIGTERM)
     try:
-        return process.wait(timeout=20)
+        return process.wait(timeout=60)
     finally:
         process.kill()
