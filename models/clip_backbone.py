@@ -6,6 +6,7 @@ files, whose header holds its open_clip config. `clip` and `prompt` build on it;
 
 import json
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,7 +183,8 @@ class ClipBackbone(nn.Module):
             raise ValueError(f"{self.name}: got layers {wrong}, wanted numbers from 0 to {count - 1}")
 
 
-_instances: dict[str, ClipBackbone] = {}
+_instances: weakref.WeakValueDictionary[str, ClipBackbone] = weakref.WeakValueDictionary()
+"""Held only as long as a model uses them: one that is replaced while the service runs takes its backbone along."""
 _instances_lock = threading.Lock()
 
 
@@ -197,11 +199,12 @@ def load_backbone(config: BackboneConfig) -> ClipBackbone:
     with _instances_lock:
         path, facts = _find_weights(config)
         identity = _identify(config, path)
-        if identity not in _instances:
+        backbone = _instances.get(identity)
+        if backbone is None:
             with torch.device("cpu"):
-                built = _load_own(config.file, path) if config.file else _load_named(config, path, facts)
-            _instances[identity] = built
-        return _instances[identity]
+                backbone = _load_own(config.file, path) if config.file else _load_named(config, path, facts)
+            _instances[identity] = backbone
+        return backbone
 
 
 def _find_weights(config: BackboneConfig) -> tuple[Path | None, dict[str, Any]]:

@@ -24,9 +24,12 @@ from service.middleware import RequestContext
 from service.openapi import PetsegApp
 from service.pipeline import Pipeline, Service
 from service.predictor import KeptImage, Predictor, choose_device
+from service.reload import Reloader
 from service.routes import router
 from service.security_headers import add_security_headers
 from service.settings import Settings, SettingsError, variable
+from service.tracing import Tracing
+from service.watchdog import Watchdog
 
 logger = logging.getLogger("petseg.app")
 
@@ -61,10 +64,14 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.predictors = build_predictors(loaded, device, settings)
+    app.state.device = device
+    app.state.cache = EmbeddingCache(settings.cache_bytes)
+    app.state.predictors = build_predictors(loaded, device, settings, app.state.cache)
+    app.state.has_folder = checkpoints is None
     app.state.metrics = Metrics()
     app.state.label_studio_images = LabelStudioImages(settings)
-    app.add_middleware(RequestContext, metrics=app.state.metrics)
+    app.state.tracing = create_tracing(settings)
+    app.add_middleware(RequestContext, metrics=app.state.metrics, tracing=app.state.tracing)
     add_security_headers(app, settings.cors_origins)
     add_handlers(app)
     app.include_router(router)
@@ -82,23 +89,56 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Warm every model, take requests, then drain: what was accepted is finished before the threads end."""
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    pool = ThreadPoolExecutor(settings.image_threads or available_cpus(), thread_name_prefix="images")
     predictors: list[Predictor] = app.state.predictors
+    pool = ThreadPoolExecutor(settings.image_threads or available_cpus(), thread_name_prefix="images")
+
+    def build_pipeline(path: Path) -> Pipeline:
+        (predictor,) = build_predictors([load_checkpoint(path)], app.state.device, settings, app.state.cache)
+        warm_up([predictor], settings.max_batch_size)
+        return Pipeline(predictor, pool, settings, metrics)
+
     pipelines = {predictor.checkpoint.name: Pipeline(predictor, pool, settings, metrics) for predictor in predictors}
     service = app.state.service = Service(settings, pipelines)
+    del pipelines  # the service's own mapping changes with the checkpoints
+    reloader = Reloader(service, predictors, build_pipeline, metrics)
     levels = ServiceCollector(service)
     metrics.registry.register(levels)
+    tasks = [asyncio.create_task(Watchdog(service).run())]
     try:
-        for predictor in predictors:
-            for batch_size in (1, settings.max_batch_size):
-                await asyncio.to_thread(predictor.engine.warm_up, batch_size)
-        service.is_ready = not service.is_draining
+        await asyncio.to_thread(warm_up, predictors, settings.max_batch_size)
+        if app.state.has_folder:
+            app.state.reloader = reloader
+            tasks.append(asyncio.create_task(reloader.run()))
+        service.is_warm = True
         yield
     finally:
         service.drain()
-        await asyncio.gather(*(pipeline.batcher.close(settings.drain_s) for pipeline in pipelines.values()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*(each.batcher.close(service.drain_left_s) for each in service.pipelines.values()))
+        await reloader.close()
         pool.shutdown(wait=True, cancel_futures=True)
         metrics.registry.unregister(levels)
+        await asyncio.to_thread(app.state.tracing.close)
+
+
+def create_tracing(settings: Settings) -> Tracing:
+    """With spans where the settings want them. Raises SettingsError where the packages for them are missing."""
+    if settings.traces == "off":
+        return Tracing()
+    try:
+        from service.spans import SpanTracing
+    except ImportError as error:
+        name = variable("traces")
+        raise SettingsError(f"{name}: got otlp, wanted OpenTelemetry installed ({error}); add petseg[otel]") from error
+    return SpanTracing()
+
+
+def warm_up(predictors: Sequence[Predictor], max_batch_size: int) -> None:
+    """Run each model, alone and in a whole batch, so that the first caller does not wait for what is done lazily."""
+    for predictor in predictors:
+        for batch_size in (1, max_batch_size):
+            predictor.engine.warm_up(batch_size)
 
 
 def load_folder(folder: Path) -> list[Checkpoint]:
@@ -109,8 +149,10 @@ def load_folder(folder: Path) -> list[Checkpoint]:
     return [load_checkpoint(path) for path in paths]
 
 
-def build_predictors(checkpoints: Sequence[Checkpoint], device: torch.device, settings: Settings) -> list[Predictor]:
-    """One predictor per checkpoint; those that take prompts share one cache of features, the others keep none.
+def build_predictors(
+    checkpoints: Sequence[Checkpoint], device: torch.device, settings: Settings, cache: EmbeddingCache[KeptImage]
+) -> list[Predictor]:
+    """One predictor per checkpoint; those that take prompts share `cache`, the others keep nothing.
 
     Raises SettingsError for an engine that cannot run here.
     """
@@ -126,13 +168,12 @@ def build_predictors(checkpoints: Sequence[Checkpoint], device: torch.device, se
         engines = build_engines(checkpoints, device, options)
     except EngineError as error:
         raise SettingsError(f"{variable('engine')}: {error}") from error
-    shared: EmbeddingCache[KeptImage] = EmbeddingCache(settings.cache_bytes)
     none: EmbeddingCache[KeptImage] = EmbeddingCache(0)
     return [
         Predictor(
             checkpoint,
             engine,
-            none if checkpoint.model.prompt_kind is PromptKind.NONE else shared,
+            none if checkpoint.model.prompt_kind is PromptKind.NONE else cache,
             max_pixels=settings.max_pixels,
         )
         for checkpoint, engine in zip(checkpoints, engines, strict=True)

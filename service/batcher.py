@@ -5,6 +5,7 @@ one in front of each model's predictor.
 """
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+logger = logging.getLogger("petseg.batcher")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -76,6 +79,7 @@ class Batcher(Generic[Item, Result]):
         name: str = "batcher",
     ) -> None:
         self._run = run
+        self._name = name
         self.max_batch_size = max_batch_size
         self.queue_size = queue_size
         self.max_wait_s = max_wait_s
@@ -143,8 +147,18 @@ class Batcher(Generic[Item, Result]):
             thread.join(None if drain_s == math.inf else max(0.0, ends_at - time.monotonic()))
 
     def _work(self) -> None:
-        while entries := self._next_batch():
-            self._run_batch(entries)
+        """Run batches until closed; what breaks on the way fails its own batch, and the thread goes on."""
+        while True:
+            entries: list[_Entry[Item, Result]] = []
+            try:
+                entries = self._next_batch()
+                if not entries:
+                    return
+                self._run_batch(entries)
+            except BaseException as error:
+                logger.exception("a thread of %s broke down and goes on with the next batch", self._name)
+                for entry in entries:
+                    self._deliver(entry, RuntimeError(f"the batch's thread raised {type(error).__name__}"))
 
     def _next_batch(self) -> list[_Entry[Item, Result]]:
         """Block until something is queued and take it, oldest first; an empty list once closed and drained."""

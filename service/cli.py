@@ -1,15 +1,12 @@
 """The command line: `petseg serve` and `petseg openapi`, beside the commands of photo_cli.py."""
 
-import asyncio
 import json
 import logging
 import os
-import signal
 import socket
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -21,68 +18,15 @@ from models.checkpoint import CheckpointError
 from models.prompts import PromptKind
 from service import photo_cli
 from service.app import create_app
-from service.operation import create_operation_app
-from service.pipeline import Service
+from service.logs import configure_logging
 from service.predictor import Predictor
+from service.server import Server
 from service.settings import Settings, SettingsError, read_settings, variable
+
+logger = logging.getLogger("petseg.cli")
 
 app = typer.Typer(help="Cut cats and dogs out of photographs.", no_args_is_help=True, add_completion=False)
 app.add_typer(photo_cli.app)
-
-
-class OperationServer(uvicorn.Server):
-    """Uvicorn for the operation port: leaves the signals to the service's server, which starts and ends it."""
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Capture none."""
-        yield
-
-
-class Server(uvicorn.Server):
-    """Uvicorn that turns /readyz false with the first signal, finishes accepted requests and exits with 0.
-
-    The operation port, where there is one, answers from before the start until after the last request.
-    """
-
-    def __init__(
-        self,
-        service_app: FastAPI,
-        config: uvicorn.Config,
-        operation_socket: socket.socket | None,
-        linger_s: float = 0.0,
-    ) -> None:
-        super().__init__(config)
-        self._service_app = service_app
-        self._operation_socket = operation_socket
-        self._linger_s = linger_s
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen until a signal."""
-        if self._operation_socket is None:
-            await super().serve(sockets)
-            return
-        app = create_operation_app(self._service_app)
-        operation = OperationServer(uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False))
-        answering = asyncio.create_task(operation.serve([self._operation_socket]))
-        try:
-            await super().serve(sockets)
-        finally:
-            operation.should_exit = True
-            await answering
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse for a while, so that nobody meets a closed port unwarned; then close it and finish what is left."""
-        await asyncio.sleep(self._linger_s)
-        await super().shutdown(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; a second Ctrl-C does not wait any longer."""
-        service: Service | None = getattr(self._service_app.state, "service", None)
-        if service is not None:
-            service.drain()
-        self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
 
 
 @app.command()
@@ -93,16 +37,18 @@ def serve(
     log_requests: Annotated[bool, typer.Option(help="One line per request.")] = True,
 ) -> None:
     """Serve every checkpoint of the folder. All settings: PETSEG_* environment variables."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("petseg.requests").setLevel(logging.INFO if log_requests else logging.WARNING)
     try:
         settings = read_settings(host=host, port=port, checkpoints=checkpoints)
+        configure_logging(settings.log_format, settings.log_level, log_requests)
         service_app = create_app(settings)
     except (SettingsError, CheckpointError) as error:
         fail(str(error))
-    for line in describe_models(service_app.state.predictors, settings):
-        typer.echo(line)
-    typer.echo(f"petseg on http://{settings.host}:{settings.port} (documentation at /docs)")
+    greeting = f"petseg on http://{settings.host}:{settings.port} (documentation at /docs)"
+    for line in (*describe_models(service_app.state.predictors, settings), greeting):
+        if settings.log_format == "json":
+            logger.info(line.strip())  # whoever reads JSON reads nothing else
+        else:
+            typer.echo(line)
     try:
         run_server(service_app, settings)
     except OSError as error:
@@ -116,16 +62,27 @@ def openapi() -> None:
 
 
 def run_server(service_app: FastAPI, settings: Settings) -> None:
-    """Listen until a signal. Raises OSError where the operation port cannot be had."""
+    """Listen until a signal, then end the process. Raises OSError where the operation port cannot be had."""
     config = uvicorn.Config(
         service_app,
         host=settings.host,
         port=settings.port,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        log_config=None,
     )
-    Server(service_app, config, open_operation_port(settings), settings.linger_s).run()
+    server = Server(service_app, config, open_operation_port(settings))
+    server.run()
+    logger.info("stopped")
+    leave(1 if server.is_dead else 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now: all is answered and closed, and taking down an interpreter full of torch takes seconds."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def open_operation_port(settings: Settings) -> socket.socket | None:

@@ -56,6 +56,12 @@ class EmbeddingCache(Generic[Value]):
             while self._bytes > self.max_bytes:
                 self._bytes -= self._entries.popitem(last=False)[1][1]
 
+    def forget(self, encoder_digest: str) -> None:
+        """Let go of all that this encoder made: it is not served any more."""
+        with self._lock:
+            for key in [key for key in self._entries if key[0] == encoder_digest]:
+                self._bytes -= self._entries.pop(key)[1]
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -84,6 +84,10 @@ class ForwardPasses:
         """The oldest pass under way: identity of its thread, start on the clock of `time.monotonic()`."""
         return min(list(self._started_at.items()), key=lambda each: each[1], default=None)
 
+    def count_stall(self) -> None:
+        """One pass more has run longer than the watchdog allows."""
+        self._metrics.stalls.inc()
+
     def _note_failure(self, error: Exception) -> None:
         is_lost = is_device_error(error)
         if is_lost and not self.is_device_lost:

@@ -1,4 +1,4 @@
-"""Around every request: an id, the total time, one log line, its figures, and a plain 500 for what nobody caught."""
+"""Around every request: its id and place in a trace, its log line and figures, and a plain 500 for a defect."""
 
 import logging
 import re
@@ -9,13 +9,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.errors import CLIENT_CLOSED_REQUEST, InternalError, problem_response
 from service.metrics import Metrics
 from service.request_record import RequestRecord
+from service.tracing import Tracing
 
 logger = logging.getLogger("petseg.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds by machines: without spans, and while all is well without log lines."""
+
+_UNTRACED = Tracing()
 
 
 class RequestContext:
@@ -24,19 +31,19 @@ class RequestContext:
     A defect becomes a 500 problem without the exception's text; the log has its trace under the id.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self.app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        record = RequestRecord(request_id, scope["method"], scope["path"])
-        scope.setdefault("state", {}).update(request_id=request_id, record=record)
+        record = self._begin(scope)
+        scope.setdefault("state", {}).update(request_id=record.request_id, record=record)
+        token = logs.request_id.set(record.request_id)
 
         async def counted_receive() -> Message:
             message = await receive()
@@ -47,7 +54,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
+                headers["X-Request-Id"] = record.request_id
+                headers["traceresponse"] = record.trace.header
                 total = f"total;dur={1000 * (time.perf_counter() - record.started_at):.3f}"
                 headers["Server-Timing"] = ", ".join(filter(None, [headers.get("server-timing"), total]))
             record.bytes_out += len(message.get("body", b""))
@@ -57,15 +65,26 @@ class RequestContext:
             with self._metrics.requests_in_flight.track_inprogress():
                 await self.app(scope, counted_receive, send_with_headers)
         except Exception:
-            logger.exception("request %s failed", request_id)
+            logger.exception("request %s failed", record.request_id)
             if record.status:
                 raise  # the answer has begun: closing the connection is all that is left
-            problem = InternalError(f"the service failed on this request; its log has the trace under {request_id}")
-            await problem_response(Request(scope), problem)(scope, receive, send_with_headers)
+            detail = f"the service failed on this request; its log has the trace under {record.request_id}"
+            await problem_response(Request(scope), InternalError(detail))(scope, receive, send_with_headers)
         finally:
             record.route = getattr(scope.get("route"), "path", "")
             record.problem = scope["state"].get("problem", "")
+            record.status = record.status or CLIENT_CLOSED_REQUEST
             self._finish(record)
+            logs.request_id.reset(token)
+
+    def _begin(self, scope: Scope) -> RequestRecord:
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        tracing = _UNTRACED if scope["path"] in QUIET_PATHS else self._tracing
+        parents = headers.getlist("traceparent")
+        trace = tracing.begin(parents[0] if len(parents) == 1 else None, ",".join(headers.getlist("tracestate")))
+        return RequestRecord(request_id, trace, scope["method"], scope["path"])
 
     def _finish(self, record: RequestRecord) -> None:
         seconds = time.perf_counter() - record.started_at
@@ -73,9 +92,13 @@ class RequestContext:
             route=record.route,
             model=record.model,
             output=record.output,
-            status=record.status or CLIENT_CLOSED_REQUEST,
+            status=record.status,
             problem=record.problem,
             seconds=seconds,
             stages=record.stages,
         )
-        logger.info("%s %s %d %.1f ms %s", record.method, record.path, record.status, 1000 * seconds, record.request_id)
+        self._tracing.end(record)
+        is_quiet = record.path in QUIET_PATHS and record.status < 400
+        level = logging.WARNING if record.status >= 500 else logging.DEBUG if is_quiet else logging.INFO
+        if logger.isEnabledFor(level):
+            logger.log(level, "request", extra={"fields": record.log_fields(seconds)})

@@ -32,18 +32,21 @@ async def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 
-@router.get("/healthz", responses=openapi.problem_responses())
-async def check_health() -> Health:
-    """Whether the process answers."""
+@router.get("/healthz", responses=openapi.problem_responses(errors.NotReady))
+async def check_health(request: Request) -> Health:
+    """Whether the process answers, or waiting may mend it; if not, it wants to be started anew."""
+    service: Service | None = getattr(request.app.state, "service", None)
+    if service is not None and not service.is_alive:
+        raise not_ready(f"{service.fault}; only a new process answers again")
     return Health()
 
 
 @router.get("/readyz", responses=openapi.problem_responses(errors.NotReady))
 async def check_readiness(service: ServiceDep) -> Health:
     """Whether all models are loaded and warm, and new work is taken."""
-    if not service.is_ready:
-        raise not_ready()
-    return Health()
+    if service.is_ready:
+        return Health()
+    raise not_ready(f"{service.fault}; try again in 5 s", retry_after_s=5) if service.fault else not_ready()
 
 
 @private_router.get(
@@ -60,7 +63,7 @@ def create_operation_app(service_app: FastAPI) -> FastAPI:
     """The app of the operation port: shares the state of `service_app`, whose lifespan is the one that counts."""
     app = FastAPI(openapi_url=None)
     app.state = service_app.state
-    app.add_middleware(RequestContext, metrics=app.state.metrics)
+    app.add_middleware(RequestContext, metrics=app.state.metrics, tracing=app.state.tracing)
     add_security_headers(app, ())
     errors.add_handlers(app)
     app.include_router(router)

@@ -5,6 +5,7 @@ the routes.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,30 @@ class Pipeline:
         self._pool = pool
         self._settings = settings
         self.in_flight = 0
+        self.users = 0
+        self._is_unused = asyncio.Event()
+        self._is_unused.set()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the pipeline for one request, from before its body is read until its answer is sent."""
+        self.users += 1
+        self._is_unused.clear()
+        try:
+            yield
+        finally:
+            self.users -= 1
+            if self.users == 0:
+                self._is_unused.set()
+
+    async def until_unused(self) -> None:
+        """Wait until no request holds it."""
+        await self._is_unused.wait()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether a forward pass takes longer than the settings allow."""
+        return 0 < self._settings.stall_s < self.passes.running_s
 
     async def segment(
         self,
@@ -171,7 +196,9 @@ class Pipeline:
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Count a request in, unless the model holds all it may: a refusal must cost less than the work."""
+        """Count a request in, unless the model holds all it may or hangs: a refusal must cost less than the work."""
+        if self.is_stalled or self.passes.is_device_lost:
+            raise not_ready(f"{self.name} does not answer at present; try again in 5 s", retry_after_s=5)
         if self.in_flight >= self._settings.queue_size:
             raise self._overloaded(self.batcher.retry_after_s())
         self.in_flight += 1
@@ -200,20 +227,72 @@ class Pipeline:
 
 
 class Service:
-    """All that the routes share: the pipelines by model name, and whether the process takes work."""
+    """All that the routes share: the pipelines by model name, and whether the process takes work.
+
+    starting -> ready -> draining: not ready, takes work for `linger_s` more -> refusing: what was accepted goes on
+    """
 
     def __init__(self, settings: Settings, pipelines: dict[str, Pipeline]) -> None:
         self.settings = settings
         self.pipelines = pipelines
-        self.is_ready = False
-        self.is_draining = False
+        self.is_warm = False
+        self._drains_since = math.inf
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process is about to end."""
+        return self._drains_since < math.inf
+
+    @property
+    def refuses_work(self) -> bool:
+        """Whether new work is turned away."""
+        return time.monotonic() >= self._drains_since + self.settings.linger_s
+
+    @property
+    def drain_left_s(self) -> float:
+        """Seconds that accepted work still has, once the drain has begun."""
+        ends_at = self._drains_since + self.settings.linger_s + self.settings.drain_s
+        return max(0.0, ends_at - time.monotonic())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any accepted request is unanswered."""
+        return any(pipeline.users for pipeline in self.pipelines.values())
+
+    @property
+    def has_drained(self) -> bool:
+        """Whether the process may end: no new work is taken, and what was accepted is answered or out of time."""
+        return self.refuses_work and (not self.is_busy or self.drain_left_s == 0)
+
+    @property
+    def fault(self) -> str | None:
+        """What keeps the process from answering for now or for good, in one line; None if all is well."""
+        for pipeline in self.pipelines.values():
+            if pipeline.passes.is_device_lost:
+                return f"the device of {pipeline.name} failed for good"
+            if pipeline.is_stalled:
+                return f"a forward pass of {pipeline.name} has run for {pipeline.passes.running_s:.0f} s"
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new work should come here."""
+        return self.is_warm and not self.is_draining and self.fault is None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether waiting can help; if not, only a new process does."""
+        limit_s = self.settings.stall_fatal_s
+        return not any(
+            pipeline.passes.is_device_lost or 0 < limit_s < pipeline.passes.running_s
+            for pipeline in self.pipelines.values()
+        )
 
     def drain(self) -> None:
-        """Take no new work; what was accepted goes on."""
-        self.is_ready = False
-        self.is_draining = True
+        """Begin to end: not ready from now on, no new work once `linger_s` have passed; what was accepted goes on."""
+        self._drains_since = min(self._drains_since, time.monotonic())
 
 
-def not_ready() -> NotReady:
-    """The refusal of a server that is starting or going away."""
-    return NotReady("the server is starting or stopping; try again in 1 s", headers={"Retry-After": "1"})
+def not_ready(detail: str = "the server is starting or stopping; try again in 1 s", retry_after_s: int = 1) -> NotReady:
+    """The refusal of a server that is starting, going away or ailing."""
+    return NotReady(detail, headers={"Retry-After": str(retry_after_s)})

@@ -2,10 +2,14 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from service.stages import RECEIVE, Stage
+from service.stages import RECEIVE, Stage, sum_seconds
+from service.trace_context import TraceContext
+
+_MAX_LOGGED_PATH = 100
 
 
 @dataclass
@@ -13,6 +17,7 @@ class RequestRecord:
     """One request; an empty word or 0 stands for what it never came to say."""
 
     request_id: str
+    trace: TraceContext
     method: str
     path: str
     started_at: float = field(default_factory=time.perf_counter)
@@ -32,6 +37,32 @@ class RequestRecord:
     def note_received(self) -> None:
         """The body has been read."""
         self.stages.append(Stage(RECEIVE, self.started_at, time.perf_counter()))
+
+    def log_fields(self, seconds: float) -> dict[str, Any]:
+        """What the request's log line says; the path only where no route matched, since routes say it better."""
+        found = {
+            "method": self.method,
+            "route": self.route,
+            "path": "" if self.route else self.path[:_MAX_LOGGED_PATH],
+            "model": self.model,
+            "output": self.output,
+            "status": self.status,
+            "problem": self.problem,
+            "photos": self.photos,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "ms": milliseconds(seconds),
+            **{f"{name}_ms": milliseconds(spent) for name, spent in sum_seconds(self.stages).items()},
+            "trace_id": self.trace.trace_id,
+            "span_id": self.trace.span_id,
+            "parent_id": self.trace.parent_id,
+        }
+        return {name: value for name, value in found.items() if value not in ("", 0)}
+
+
+def milliseconds(seconds: float) -> float:
+    """Rounded for people: a microsecond is the last digit."""
+    return round(1000 * seconds, 3)
 
 
 def record_of(connection: HTTPConnection) -> RequestRecord:

@@ -50,14 +50,17 @@ async def get_pipeline(request: Request, model: str, service: ServiceDep) -> Pip
 PipelineDep = Annotated[Pipeline, Depends(get_pipeline)]
 
 
-async def get_open_pipeline(pipeline: PipelineDep, service: ServiceDep) -> Pipeline:
-    """The same, while the server takes new work."""
-    if service.is_draining:
+async def hold_pipeline(pipeline: PipelineDep, service: ServiceDep) -> AsyncIterator[Pipeline]:
+    """The same, while the server takes new work, held until the answer is sent."""
+    if service.refuses_work:
         raise not_ready()
-    return pipeline
+    # Looked up again: its checkpoint may have been reloaded, and what nobody holds is freed.
+    current = service.pipelines.get(pipeline.name, pipeline)
+    with current.in_use():
+        yield current
 
 
-OpenPipelineDep = Annotated[Pipeline, Depends(get_open_pipeline)]
+OpenPipelineDep = Annotated[Pipeline, Depends(hold_pipeline)]
 
 _SEGMENT_PROBLEMS = openapi.problem_responses(
     errors.UnknownModel,

@@ -44,6 +44,15 @@ class Settings(BaseSettings):
     cors_origins: Words = ()
     """Origins whose pages may call the service from a browser, such as https://example.org; * is any, empty is none."""
 
+    log_format: Literal["logfmt", "json"] = "logfmt"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """At `debug` the probes' own requests have log lines too."""
+    traces: Literal["off", "otlp"] = "off"
+    """`otlp` sends OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra `otel`."""
+
+    reload_poll_s: float = Field(0.0, ge=0)
+    """How often to look whether checkpoints have changed, and to take them up; 0 only on SIGHUP."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is the GPU where there is one."""
     engine: EngineName = "auto"
@@ -70,9 +79,15 @@ class Settings(BaseSettings):
     """Seconds from a request's last byte to its answer; later is 504."""
     drain_s: float = Field(20.0, ge=0)
     """Seconds that accepted requests get to finish when the server stops."""
-    linger_s: float = Field(0.5, ge=0)
-    """Seconds for which a stopping server still answers new requests, with 503 and Retry-After, before its port closes:
-    what load balancers need to notice."""
+    linger_s: float = Field(0.0, ge=0)
+    """Seconds after the signal to stop in which /readyz is false but new work is still taken, for load balancers that
+    take a while to look; then new work gets 503, and `drain_s` begins."""
+    stall_s: float = Field(60.0, ge=0)
+    """A forward pass that runs longer turns /readyz false until it ends; 0 never."""
+    stall_fatal_s: float = Field(180.0, ge=0)
+    """A forward pass that runs longer turns /healthz false, so that the orchestrator starts a new process; 0 never."""
+    exit_when_dead: bool = False
+    """End with exit code 1 where /healthz would be false: for docker compose and systemd, which look at exits alone."""
 
     max_body_bytes: int = Field(32 << 20, ge=1)
     """Body of one /segment/{model} request."""

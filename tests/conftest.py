@@ -1,7 +1,8 @@
 """What several tests need: drawn data sets, a tiny real checkpoint, and the app with small models."""
 
+import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -46,6 +47,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("PETSEG_ENGINE", "torch")
     monkeypatch.setenv("PETSEG_PRECISION", "fp32")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """The command line sets up logging for its whole process."""
+    root, requests = logging.getLogger(), logging.getLogger("petseg.requests")
+    before = root.handlers[:], root.level, requests.level
+    yield
+    root.handlers[:], root.level, requests.level = before
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,18 @@ class StuckModel(ColourModel):
         return super().score(images, prompt)
 
 
+class HungryModel(StuckModel):
+    """Has device memory for `fits` photos at once."""
+
+    fits = 1000
+
+    def score(self, images: Tensor, prompt: PromptTensors) -> Tensor:
+        logits = super().score(images, prompt)
+        if images.shape[0] > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return logits
+
+
 def fake_checkpoint(kind: type[FakeModel], name: str) -> Checkpoint:
     """`kind` as if loaded from <name>.safetensors."""
     class_names = ("background", "object") if kind is ClickModel else ("background", "cat", "dog")

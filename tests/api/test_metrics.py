@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -124,6 +125,10 @@ async def test_every_figure_is_documented_and_no_other(client: httpx.AsyncClient
     endings = {"counter": "_total", "info": "_info"}
     shown = {name + endings.get(family.type, "") for name, family in families.items()}
     documented = set(re.findall(r"petseg_\w+", f"{metrics.__doc__}{gauges.__doc__}"))
+    page = (Path(__file__).parents[2] / "docs" / "operation.md").read_text(encoding="utf-8")
+    assert documented == {
+        name for row in re.findall(r"^\| petseg_[^|]+", page, re.M) for name in re.findall(r"\w+", row)
+    }
     assert {name for name in shown if name.startswith("petseg_")} == documented
     assert "process_resident_memory_bytes" in shown
     assert all(family.documentation for family in families.values())

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -121,6 +122,26 @@ async def test_a_run_with_too_few_results_fails_every_caller() -> None:
     with pytest.raises(RuntimeError, match="got 0 results for 1 items"):
         await batcher.submit(1)
     await batcher.close()
+
+
+class Hostile(Sequence[int]):
+    """Results that look right and end the thread that reads them."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: object) -> Any:
+        raise SystemExit(1)
+
+
+async def test_a_thread_that_breaks_down_fails_its_batch_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    results: list[Sequence[int]] = [Hostile(), [7]]
+    batcher: Batcher[int, int] = Batcher(lambda items: results.pop(0), max_batch_size=2, queue_size=2, name="cats")
+    with pytest.raises(RuntimeError, match="thread raised SystemExit"):
+        await asyncio.wait_for(batcher.submit(1), 10)
+    assert (await asyncio.wait_for(batcher.submit(2), 10)).result == 7
+    await batcher.close()
+    assert "a thread of cats broke down" in caplog.text
 
 
 async def test_an_items_own_timeout_is_not_taken_for_the_deadline() -> None:

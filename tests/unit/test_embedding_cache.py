@@ -42,6 +42,14 @@ def test_a_value_heavier_than_the_budget_is_not_held_nor_is_its_forerunner() -> 
     assert cache.bytes == 0
 
 
+def test_forget_lets_go_of_one_encoder_alone() -> None:
+    cache: EmbeddingCache[int] = EmbeddingCache(30)
+    for encoder, name in (("old", "a"), ("new", "a"), ("old", "b")):
+        cache.put((encoder, name), 1, 10)
+    cache.forget("old")
+    assert (len(cache), cache.bytes, cache.get(("new", "a"))) == (1, 10, 1)
+
+
 def test_clear_forgets_everything() -> None:
     cache: EmbeddingCache[int] = EmbeddingCache(30)
     cache.put(("tower", "a"), 1, 20)
