@@ -27,6 +27,7 @@ from service.predictor import KeptImage, Predictor, choose_device
 from service.routes import router
 from service.security_headers import add_security_headers
 from service.settings import Settings, SettingsError, variable
+from service.turns import Turns
 
 logger = logging.getLogger("petseg.app")
 
@@ -84,14 +85,16 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics: Metrics = app.state.metrics
     pool = ThreadPoolExecutor(settings.image_threads or available_cpus(), thread_name_prefix="images")
     predictors: list[Predictor] = app.state.predictors
-    pipelines = {predictor.checkpoint.name: Pipeline(predictor, pool, settings, metrics) for predictor in predictors}
+    turns = Turns(settings.streams)
+    pipelines = {
+        predictor.checkpoint.name: Pipeline(predictor, pool, turns, settings, metrics) for predictor in predictors
+    }
     service = app.state.service = Service(settings, pipelines)
     levels = ServiceCollector(service)
     metrics.registry.register(levels)
     try:
-        for predictor in predictors:
-            for batch_size in (1, settings.max_batch_size):
-                await asyncio.to_thread(predictor.engine.warm_up, batch_size)
+        for pipeline in pipelines.values():
+            await asyncio.to_thread(pipeline.warm_up)
         service.is_ready = not service.is_draining
         yield
     finally:
@@ -142,6 +145,6 @@ def build_predictors(checkpoints: Sequence[Checkpoint], device: torch.device, se
 def share_cpus(settings: Settings, device: torch.device) -> Settings:
     """`settings` with their zeros for streams and threads replaced, by the device and this process's CPUs."""
     is_gpu = device.type != "cpu"
-    streams = settings.streams or (1 if is_gpu else available_cpus())
+    streams = settings.streams or (2 if is_gpu else available_cpus())
     threads = settings.stream_threads or max(1, available_cpus() // streams)
     return settings.model_copy(update={"streams": streams, "stream_threads": threads})
