@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from models.upsampling import enlarge_argmax
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Image formats that are read; told from the content, never from a file name."""
 
@@ -23,6 +25,9 @@ Array = npt.NDArray[np.uint8]
 
 _STRIP_PIXELS = 1 << 20
 """Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
+
+_LARGE_PIXELS = 1 << 19
+"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay."""
 
 
 class ImageError(ValueError):
@@ -103,9 +108,14 @@ class Letterbox:
     def restore_mask(self, logits: Tensor) -> Array:
         """Square scores [K, S, S] -> mask [H, W] uint8: resize the logits, then argmax.
 
-        Equal to `restore_logits(logits).argmax(0)`, computed in strips of rows to bound memory.
+        Equal to `restore_logits(logits).argmax(0)`; on large uploads only what a border crosses is resized at all.
         """
-        return np.concatenate([_argmax(strip) for strip in self.restore_strips(logits)])
+        height, width = self.original_size
+        content_height, content_width = self.content_size
+        is_enlarged = height >= content_height and width >= content_width
+        if height * width < _LARGE_PIXELS or not is_enlarged:
+            return np.concatenate([_argmax(strip) for strip in self.restore_strips(logits)])
+        return enlarge_argmax(self.crop(logits).float().cpu().numpy(), height, width)
 
     def restore_strips(self, logits: Tensor) -> Iterator[Tensor]:
         """`restore_logits` in strips of rows, top to bottom, each [K, rows, W] float32; one strip for small uploads."""

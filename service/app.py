@@ -29,6 +29,7 @@ from service.routes import router
 from service.security_headers import add_security_headers
 from service.settings import Settings, SettingsError, variable
 from service.tracing import Tracing
+from service.turns import Turns
 from service.watchdog import Watchdog
 
 logger = logging.getLogger("petseg.app")
@@ -91,13 +92,17 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics: Metrics = app.state.metrics
     predictors: list[Predictor] = app.state.predictors
     pool = ThreadPoolExecutor(settings.image_threads or available_cpus(), thread_name_prefix="images")
+    turns = Turns(settings.streams)
 
     def build_pipeline(path: Path) -> Pipeline:
         (predictor,) = build_predictors([load_checkpoint(path)], app.state.device, settings, app.state.cache)
-        warm_up([predictor], settings.max_batch_size)
-        return Pipeline(predictor, pool, settings, metrics)
+        pipeline = Pipeline(predictor, pool, turns, settings, metrics)
+        pipeline.warm_up()
+        return pipeline
 
-    pipelines = {predictor.checkpoint.name: Pipeline(predictor, pool, settings, metrics) for predictor in predictors}
+    pipelines = {
+        predictor.checkpoint.name: Pipeline(predictor, pool, turns, settings, metrics) for predictor in predictors
+    }
     service = app.state.service = Service(settings, pipelines)
     del pipelines  # the service's own mapping changes with the checkpoints
     reloader = Reloader(service, predictors, build_pipeline, metrics)
@@ -105,7 +110,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.registry.register(levels)
     tasks = [asyncio.create_task(Watchdog(service).run())]
     try:
-        await asyncio.to_thread(warm_up, predictors, settings.max_batch_size)
+        for pipeline in list(service.pipelines.values()):
+            await asyncio.to_thread(pipeline.warm_up)
+        del pipeline  # nothing may hold one that a reload retires
         if app.state.has_folder:
             app.state.reloader = reloader
             tasks.append(asyncio.create_task(reloader.run()))
@@ -132,13 +139,6 @@ def create_tracing(settings: Settings) -> Tracing:
         name = variable("traces")
         raise SettingsError(f"{name}: got otlp, wanted OpenTelemetry installed ({error}); add petseg[otel]") from error
     return SpanTracing()
-
-
-def warm_up(predictors: Sequence[Predictor], max_batch_size: int) -> None:
-    """Run each model, alone and in a whole batch, so that the first caller does not wait for what is done lazily."""
-    for predictor in predictors:
-        for batch_size in (1, max_batch_size):
-            predictor.engine.warm_up(batch_size)
 
 
 def load_folder(folder: Path) -> list[Checkpoint]:
@@ -183,6 +183,6 @@ def build_predictors(
 def share_cpus(settings: Settings, device: torch.device) -> Settings:
     """`settings` with their zeros for streams and threads replaced, by the device and this process's CPUs."""
     is_gpu = device.type != "cpu"
-    streams = settings.streams or (1 if is_gpu else available_cpus())
+    streams = settings.streams or (2 if is_gpu else available_cpus())
     threads = settings.stream_threads or max(1, available_cpus() // streams)
     return settings.model_copy(update={"streams": streams, "stream_threads": threads})

@@ -1,7 +1,7 @@
 """Dynamic batching of any callable: asyncio in front, worker threads behind, one queue between.
 
 Knows nothing of networks or HTTP. Greedy: whatever is queued when a worker comes free goes next. The pipeline puts
-one in front of each model's predictor.
+one in front of each model's predictor; those that share a device take turns.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -77,9 +77,12 @@ class Batcher(Generic[Item, Result]):
         max_wait_s: float = 0.0,
         streams: int = 1,
         name: str = "batcher",
+        take_turn: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ) -> None:
+        """take_turn: entered with `name` around every batch; what is queued by then goes into it."""
         self._run = run
         self._name = name
+        self._take_turn = take_turn
         self.max_batch_size = max_batch_size
         self.queue_size = queue_size
         self.max_wait_s = max_wait_s
@@ -151,28 +154,32 @@ class Batcher(Generic[Item, Result]):
         while True:
             entries: list[_Entry[Item, Result]] = []
             try:
-                entries = self._next_batch()
-                if not entries:
+                if not self._wait_for_items():
                     return
-                self._run_batch(entries)
+                with self._take_turn(self._name):
+                    entries = self._next_batch()
+                    if entries:
+                        self._run_batch(entries)
             except BaseException as error:
                 logger.exception("a thread of %s broke down and goes on with the next batch", self._name)
                 for entry in entries:
                     self._deliver(entry, RuntimeError(f"the batch's thread raised {type(error).__name__}"))
 
-    def _next_batch(self) -> list[_Entry[Item, Result]]:
-        """Block until something is queued and take it, oldest first; an empty list once closed and drained."""
+    def _wait_for_items(self) -> bool:
+        """Block until something is queued; False once closed and drained."""
         with self._changed:
-            while True:
-                while not self._queue and not self._is_closed:
-                    self._changed.wait()
-                if self.max_wait_s > 0 and self._queue:
-                    self._wait_for_more()
-                taken = [self._queue.popitem(last=False)[1] for _ in range(min(len(self._queue), self.max_batch_size))]
-                now = time.monotonic()
-                entries = [entry for entry in taken if not entry.is_gone and entry.deadline > now]
-                if entries or (self._is_closed and not self._queue):
-                    return entries
+            while not self._queue and not self._is_closed:
+                self._changed.wait()
+            if self.max_wait_s > 0 and self._queue:
+                self._wait_for_more()
+            return bool(self._queue) or not self._is_closed
+
+    def _next_batch(self) -> list[_Entry[Item, Result]]:
+        """Take what is queued, oldest first, without those whose callers have left; empty where another was quicker."""
+        with self._changed:
+            taken = [self._queue.popitem(last=False)[1] for _ in range(min(len(self._queue), self.max_batch_size))]
+        now = time.monotonic()
+        return [entry for entry in taken if not entry.is_gone and entry.deadline > now]
 
     def _wait_for_more(self) -> None:
         ends_at = time.monotonic() + self.max_wait_s

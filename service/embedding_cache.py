@@ -1,7 +1,11 @@
-"""Least recently used values, bounded in bytes. Knows no model; the predictors keep features of photos in it."""
+"""Least recently used values, bounded in bytes, each made once however many ask at a time.
+
+Knows no model; the predictors keep features of photos in it.
+"""
 
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -22,6 +26,7 @@ class EmbeddingCache(Generic[Value]):
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self._bytes = 0
+        self._being_made: dict[Key, Future[Value | None]] = {}
         self.hits = 0
         self.misses = 0
 
@@ -44,8 +49,41 @@ class EmbeddingCache(Generic[Value]):
             self._entries.move_to_end(key)
             return entry[0]
 
+    def get_or_claim(self, key: Key) -> "Value | Future[Value | None] | None":
+        """The value under `key`; or a future of it, where another thread is making it; or None, and it is claimed.
+
+        Who gets None makes the value, and must `put` it or, where that fails, `release` the key; until then others
+        wait. Who has claimed must not wait for others before that. The future gives None where its maker failed.
+        """
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+                return entry[0]
+            if key in self._being_made:
+                return self._being_made[key]
+            self._being_made[key] = Future()
+            return None
+
+    def release(self, key: Key) -> None:
+        """Give up a claim; nothing where there is none (any more)."""
+        self._settle(key, None)
+
+    def _settle(self, key: Key, value: Value | None) -> None:
+        with self._lock:
+            future = self._being_made.pop(key, None)
+        if future is not None:
+            future.set_result(value)
+
     def put(self, key: Key, value: Value, size_bytes: int) -> None:
-        """Hold `value`, which weighs `size_bytes`; one that is heavier than the whole budget is not held."""
+        """Hold `value`, which weighs `size_bytes`, and hand it to those who wait for it.
+
+        One that is heavier than the whole budget is not held.
+        """
+        self._hold(key, value, size_bytes)
+        self._settle(key, value)
+
+    def _hold(self, key: Key, value: Value, size_bytes: int) -> None:
         with self._lock:
             if key in self._entries:
                 self._bytes -= self._entries.pop(key)[1]

@@ -36,20 +36,25 @@ class ForwardPasses:
     def __init__(
         self,
         predict: Callable[[list[Prepared]], Sequence[Prediction]],
-        max_batch_size: int,
         set_limit: Callable[[int], None],
         metrics: ModelMetrics,
     ) -> None:
         self._predict = predict
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = 1
         self._set_limit = set_limit
         self._metrics = metrics
         self._lock = threading.Lock()
         self._started_at: dict[int, float] = {}
-        self._limit = max_batch_size
+        self._limit = 1
         self._fitted = 0
         self.is_device_lost = False
         """Whether the device failed in a way that only a new process mends."""
+
+    def set_max_batch_size(self, size: int) -> None:
+        """Allow passes of `size` photos while memory does."""
+        with self._lock:
+            self._max_batch_size = self._limit = size
+            self._set_limit(size)
 
     def __call__(self, batch: list[Prepared]) -> Sequence[Prediction]:
         """Predictions for `batch`. Raises OutOfDeviceMemoryError, and whatever else `predict` raises."""

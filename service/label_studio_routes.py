@@ -96,7 +96,7 @@ async def predict(
         nothing = LabelStudioPrediction(result=[], model_version=version)
         return LabelStudioPredictions(results=[nothing] * len(body.tasks), model_version=version)
     prompt = clicks if takes_clicks else None
-    gate = asyncio.Semaphore(2 * settings.max_batch_size * settings.streams)
+    gate = asyncio.Semaphore(2 * pipeline.batcher.max_batch_size * settings.streams)
 
     async def predict_one(task: LabelStudioTask) -> LabelStudioPrediction:
         async with gate:

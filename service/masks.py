@@ -4,9 +4,8 @@ The mask comes from `Letterbox.restore_mask`, as in evaluation: what is served i
 """
 
 import io
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.letterbox import Array, Letterbox
+from service.png import encode_indexed
 from service.rle import encode_rle
 
 Colour = tuple[int, int, int]
@@ -47,7 +47,7 @@ _TINT = 0.45
 """Share of the class colour in an overlay's tinted pixels."""
 
 _PNG_LEVEL = 1
-"""Masks are flat: higher levels of zlib cost four times the time for a few bytes."""
+"""Of the pictures that hold pixels of the photo: higher levels cost four times the time for few bytes."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,14 @@ class Segment:
     """Run lengths in column-major order, background first."""
 
 
-def encode_png(mask: Array, colours: Sequence[Colour] = COLOURS) -> bytes:
+def encode_png(mask: Array) -> bytes:
     """Mask [H, W] uint8 -> indexed PNG: pixel value = class, the palette gives it a colour on any viewer."""
-    image = Image.fromarray(mask)
-    image.putpalette(_palette(colours))
-    return _png(image, compress_type=zlib.Z_RLE)
+    return encode_indexed(mask, _palette())
+
+
+def encode_voc_png(mask: Array) -> bytes:
+    """The same with 8 bits a pixel and Pascal VOC's whole palette, as its tools expect."""
+    return encode_indexed(mask, VOC_COLOURS, depth=8)
 
 
 def find_segments(mask: Array, logits: Tensor, letterbox: Letterbox) -> list[Segment]:
@@ -112,7 +115,7 @@ def draw_overlay(photo: Image.Image, mask: Array) -> bytes:
     mask: [H, W] uint8, of the photo's size.
     """
     colours = Image.fromarray(mask)
-    colours.putpalette(_palette())
+    colours.putpalette([value for colour in _palette() for value in colour])
     colours = colours.convert("RGB")
     tinted = Image.composite(Image.blend(photo, colours, _TINT), photo, _stencil(mask > 0))
     line = _outline(mask, width_px=max(2, min(mask.shape) // 150))
@@ -160,13 +163,13 @@ def _stencil(is_inside: npt.NDArray[np.bool_]) -> Image.Image:
     return Image.fromarray(is_inside.astype(np.uint8) * np.uint8(255))
 
 
-def _palette(colours: Sequence[Colour] = COLOURS) -> list[int]:
-    """256 RGB triples in a row: `colours`, again from the second on once they are used up."""
-    cycle = [colours[0], *(colours[1 + index % (len(colours) - 1)] for index in range(255))]
-    return [value for colour in cycle for value in colour]
+@cache
+def _palette() -> tuple[Colour, ...]:
+    """256 colours: `COLOURS`, again from the second on once they are used up."""
+    return (COLOURS[0], *(COLOURS[1 + index % (len(COLOURS) - 1)] for index in range(255)))
 
 
-def _png(image: Image.Image, compress_type: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=_PNG_LEVEL, compress_type=compress_type)
+    image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
 
 from models.prompts import Prompt
+from service.batch_size import find_batch_size
 from service.batcher import Batched, Batcher, BatcherClosedError, DeadlineExceededError, QueueFullError
 from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, Problem
 from service.forward_passes import ForwardPasses, OutOfDeviceMemoryError
@@ -21,6 +22,7 @@ from service.metrics import CANCELLED, OK, Metrics, ModelMetrics
 from service.predictor import Prediction, Predictor, Prepared
 from service.settings import Settings
 from service.stages import DECODE, DRAW, INFERENCE, QUEUE, Stage, sum_seconds
+from service.turns import Turns
 
 Drawn = TypeVar("Drawn")
 Arguments = ParamSpec("Arguments")
@@ -47,21 +49,29 @@ class Segmented(Generic[Drawn]):
     timing_ms: dict[str, float]
 
 
+BATCH_LIMITS = {"cpu": 8, "cuda": 64}
+"""The largest batch size that is tried, by type of device: past these nothing is won, and callers wait longer."""
+
+
 class Pipeline:
     """One model behind its queue."""
 
-    def __init__(self, predictor: Predictor, pool: ThreadPoolExecutor, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, predictor: Predictor, pool: ThreadPoolExecutor, turns: Turns, settings: Settings, metrics: Metrics
+    ) -> None:
+        """turns: shared by all models of the device."""
         self.predictor = predictor
         self.name = predictor.checkpoint.name
         self._metrics = ModelMetrics(metrics, self.name, predictor.keeps_images)
-        self.passes = ForwardPasses(predictor.predict, settings.max_batch_size, self._limit_batches, self._metrics)
+        self.passes = ForwardPasses(predictor.predict, self._limit_batches, self._metrics)
         self.batcher: Batcher[Prepared, Prediction] = Batcher(
             self.passes,
-            max_batch_size=settings.max_batch_size,
+            max_batch_size=max(1, settings.max_batch_size),
             queue_size=settings.queue_size,
             max_wait_s=settings.max_wait_s,
             streams=settings.streams,
             name=self.name,
+            take_turn=turns.take,
         )
         self._pool = pool
         self._settings = settings
@@ -90,6 +100,19 @@ class Pipeline:
     def is_stalled(self) -> bool:
         """Whether a forward pass takes longer than the settings allow."""
         return 0 < self._settings.stall_s < self.passes.running_s
+
+    def warm_up(self) -> None:
+        """Run what is set up on first use, and take the batch size that pays where the settings leave it open.
+
+        Takes a second or so, on any thread, before the first request.
+        """
+        engine, size = self.predictor.engine, self._settings.max_batch_size
+        if size:
+            for batch_size in sorted({1, size}):
+                engine.warm_up(batch_size)
+        else:
+            size = find_batch_size(engine.warm_up, BATCH_LIMITS[engine.device.type])
+        self.passes.set_max_batch_size(size)
 
     async def segment(
         self,
@@ -194,9 +217,15 @@ class Pipeline:
     def _limit_batches(self, size: int) -> None:
         self.batcher.max_batch_size = size
 
+    def check_room(self) -> None:
+        """Raise Overloaded while the model holds all it may; asked before a body is read, so that it costs little."""
+        if self.in_flight >= self._settings.queue_size:
+            self._metrics.count_photo(Overloaded.slug, [])
+            raise self._overloaded(self.batcher.retry_after_s())
+
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Count a request in, unless the model holds all it may or hangs: a refusal must cost less than the work."""
+        """Count a request in, unless the model hangs, or others came first while its body was read."""
         if self.is_stalled or self.passes.is_device_lost:
             raise not_ready(f"{self.name} does not answer at present; try again in 5 s", retry_after_s=5)
         if self.in_flight >= self._settings.queue_size:

@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -155,35 +157,78 @@ class Predictor:
             raise PromptMismatch(f"{error}; send {name} {kind}, or choose another model from /models") from error
 
     def _features(self, batch: list[Prepared]) -> tuple[Features, bool]:
-        """One row of features per prepared request, and whether `encode` ran."""
-        rows: dict[str, Features] = {}
+        """One row of features per prepared request, and whether `encode` ran.
+
+        A photo that another batch is encoding is waited for, not encoded again.
+        """
+        rows = {prepared.digest: prepared.kept.features for prepared in batch if prepared.kept is not None}
         new: dict[str, Prepared] = {}
+        elsewhere: dict[str, Future[KeptImage | None]] = {}
         for prepared in batch:
-            # Another batch may have encoded the same photo while this request was queued.
-            kept = prepared.kept or self.cache.get((self.encoder_digest, prepared.digest))
-            if kept is not None:
-                rows[prepared.digest] = kept.features
+            if prepared.digest in rows or prepared.digest in new or prepared.digest in elsewhere:
+                continue
+            found = self._find(prepared.digest)
+            if isinstance(found, KeptImage):
+                rows[prepared.digest] = found.features
+            elif found is not None:
+                elsewhere[prepared.digest] = found
             else:
                 new[prepared.digest] = prepared
         if new:
-            images = torch.stack([prepared.image for prepared in new.values() if prepared.image is not None])
-            features = self.engine.encode(images)
+            features = self._encode_new(new)
             if len(new) == len(batch):
-                self._keep(new, features)
                 return features, True
-            rows |= self._keep(new, features)
+            rows |= split_rows(new, features)
+        has_encoded = bool(new)
+        # Only now, with all own claims settled: two batches that wait for each other's photos would wait for ever.
+        for digest, future in elsewhere.items():
+            made = future.result()
+            if made is None:  # its batch failed; here it may fit
+                left = {digest: next(prepared for prepared in batch if prepared.digest == digest)}
+                rows |= split_rows(left, self._encode_new(left))
+                has_encoded = True
+            else:
+                rows[digest] = made.features
         chosen = [rows[prepared.digest] for prepared in batch]
-        return tuple(torch.cat(level) for level in zip(*chosen, strict=True)), bool(new)
+        return tuple(torch.cat(level) for level in zip(*chosen, strict=True)), has_encoded
 
-    def _keep(self, new: dict[str, Prepared], features: Features) -> dict[str, Features]:
-        """Hand each new photo's features to the cache; returns them by digest."""
-        rows = {digest: tuple(level[row : row + 1] for level in features) for row, digest in enumerate(new)}
+    def _find(self, digest: str) -> "KeptImage | Future[KeptImage | None] | None":
+        """The photo's features, or a future of them; None makes them this batch's to encode."""
+        return self.cache.get_or_claim((self.encoder_digest, digest)) if self.keeps_images else None
+
+    def _encode_new(self, new: dict[str, Prepared]) -> Features:
+        """Features of photos that nobody has encoded, in order; the cache is told of each, also where it fails."""
+        try:
+            features = self.engine.encode(collate_images(new.values(), self.engine.device.type == "cuda"))
+            self._keep(new, features)
+        except BaseException:
+            for digest in new:
+                self.cache.release((self.encoder_digest, digest))
+            raise
+        return features
+
+    def _keep(self, new: dict[str, Prepared], features: Features) -> None:
+        """Hand each new photo's features to the cache."""
         if self.keeps_images:
-            for digest, prepared in new.items():
-                own = tuple(level.clone() for level in rows[digest])
+            for digest, row in split_rows(new, features).items():
+                own, prepared = tuple(level.clone() for level in row), new[digest]
                 kept = KeptImage(own, prepared.letterbox.original_size, prepared.upload)
                 self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
-        return rows
+
+
+def split_rows(digests: Iterable[str], features: Features) -> dict[str, Features]:
+    """Each photo's own row of a batch's features, [1, C_i, H_i, W_i], by digest."""
+    return {digest: tuple(level[row : row + 1] for level in features) for row, digest in enumerate(digests)}
+
+
+def collate_images(batch: Iterable[Prepared], is_pinned: bool) -> Tensor:
+    """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory.
+
+    From there the copy to the GPU runs beside the CPU's work: one stream collates while another's batch is computed.
+    """
+    images = [prepared.image for prepared in batch if prepared.image is not None]
+    pinned = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True) if is_pinned else None
+    return torch.stack(images, out=pinned)
 
 
 def check_points(prompt: Prompt, original_size: tuple[int, int]) -> None:

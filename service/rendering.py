@@ -52,7 +52,7 @@ def drawer(
         if output is Output.PNG:
             return Drawing(masks.encode_png(mask))
         if output is Output.VOC:
-            return Drawing(masks.encode_png(mask, masks.VOC_COLOURS))
+            return Drawing(masks.encode_voc_png(mask))
         if output is Output.RLE or output in OUTLINES:
             found = [
                 describe_segment(segment, predictor.class_names, rle)

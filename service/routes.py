@@ -98,6 +98,7 @@ _BATCH_PROBLEMS = openapi.problem_responses(
 async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceDep) -> Response:
     """Cut the animals out of one photo."""
     record = record_of(request)
+    pipeline.check_room()
     upload, fields = await read_segment(request, service.settings.max_body_bytes)
     record.note_received()
     prompt = read_prompt(fields)
@@ -137,7 +138,7 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep, service: Se
     def segment_one(data: bytes) -> Coroutine[Any, Any, Segmented[Drawing]]:
         return pipeline.segment(Photo(data, None, prompt), draw)
 
-    finished = segment_all(uploads, segment_one, max_at_once=2 * settings.max_batch_size * settings.streams)
+    finished = segment_all(uploads, segment_one, max_at_once=4 * pipeline.batcher.max_batch_size * settings.streams)
 
     def problem_body(problem: errors.Problem) -> ProblemBody:
         return ProblemBody.model_validate(problem.body(request.url.path, request.state.request_id))

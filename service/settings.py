@@ -64,13 +64,15 @@ class Settings(BaseSettings):
     engine_cache: Path | None = Field(default_factory=default_cache_folder)
     """Folder that keeps networks converted for OpenVINO; one that cannot be written to only makes starts slower."""
     streams: int = Field(0, ge=0, le=64)
-    """Batches of one model that may run side by side; 0 is one per CPU, and one on a GPU."""
+    """Batches that may run side by side, of all models; 0 is one per CPU, and on a GPU two: one is made up while the
+    other runs."""
     stream_threads: int = Field(0, ge=0)
     """Threads of each on a CPU; 0 divides the CPUs among the streams."""
     image_threads: int = Field(0, ge=0, le=256)
     """Threads that decode photos and draw answers; 0 is one per CPU."""
 
-    max_batch_size: int = Field(8, ge=1, le=1024)
+    max_batch_size: int = Field(0, ge=0, le=1024)
+    """Photos of one forward pass; 0 takes what pays on this device, found for each model at the start."""
     max_wait_s: float = Field(0.0, ge=0, le=10)
     """How long an idle device waits for a batch to fill; 0 never waits."""
     queue_size: int = Field(128, ge=1)

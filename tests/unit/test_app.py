@@ -1,5 +1,6 @@
 """The start: what cannot be served stops it with one line."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,22 @@ def test_the_cpus_are_shared_among_the_streams(
         assert torch.get_num_threads() == wanted[1]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("asked", "found"), [(0, 4), (3, 3)])
+async def test_the_batch_size_is_measured_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, unet: Checkpoint, asked: int, found: int
+) -> None:
+    limits: list[int] = []
+
+    def measure(run: Callable[[int], object], limit: int) -> int:
+        limits.append(limit)
+        run(2)
+        return 4
+
+    monkeypatch.setattr("service.pipeline.find_batch_size", measure)
+    app = create_app(Settings(max_batch_size=asked, device="cpu"), [unet])
+    async with app.router.lifespan_context(app):
+        assert app.state.service.pipelines["unet"].batcher.max_batch_size == found
+    assert limits == ([8] if asked == 0 else [])

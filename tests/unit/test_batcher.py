@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, BatcherClosedError, DeadlineExceededError, QueueFullError
+from service.turns import Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -287,3 +289,54 @@ def test_each_caller_gets_its_own_answer(
             assert str(answer) == f"negative among [{item}]"
         else:
             assert answer == 2 * item
+
+
+async def test_a_batch_is_made_up_when_its_turn_comes() -> None:
+    gate, has_asked, may_go = Gate(), threading.Event(), threading.Event()
+    names: set[str] = set()
+
+    @contextmanager
+    def take_turn(name: str) -> Iterator[None]:
+        names.add(name)
+        has_asked.set()
+        assert may_go.wait(10)
+        yield
+
+    batcher: Batcher[int, int] = Batcher(gate, max_batch_size=4, queue_size=9, name="model", take_turn=take_turn)
+    tasks = [asyncio.ensure_future(batcher.submit(1))]
+    assert await asyncio.to_thread(has_asked.wait, 10)
+    tasks += [asyncio.ensure_future(batcher.submit(item)) for item in (2, 3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    may_go.set()
+    assert [answer.result for answer in await asyncio.gather(tasks[0], tasks[2])] == [2, 6]
+    await batcher.close()
+    assert gate.batches == [[1, 3]]
+    assert names == {"model"}
+
+
+async def test_two_models_on_one_device_are_served_side_by_side() -> None:
+    turns, order, has_begun = Turns(1), list[str](), threading.Event()
+
+    def run(name: str) -> Callable[[list[int]], list[int]]:
+        def work(items: list[int]) -> list[int]:
+            order.append(name)
+            has_begun.set()
+            time.sleep(0.002)
+            return items
+
+        return work
+
+    batchers: list[Batcher[int, int]] = [
+        Batcher(run(name), max_batch_size=1, queue_size=99, name=name, take_turn=turns.take) for name in ("busy", "new")
+    ]
+    busy = [asyncio.ensure_future(batchers[0].submit(item)) for item in range(30)]
+    assert await asyncio.to_thread(has_begun.wait, 10)
+    ran_before = len(order)
+    await batchers[1].submit(0)
+    place = order.index("new")
+    await asyncio.gather(*busy)
+    for batcher in batchers:
+        await batcher.close()
+    assert place <= ran_before + 2  # behind the batch under way, not behind all 30

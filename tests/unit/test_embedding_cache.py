@@ -1,6 +1,7 @@
 """The cache forgets the least recently used first and never weighs more than its budget."""
 
 import threading
+from concurrent.futures import Future
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +87,38 @@ def test_threads_do_not_upset_the_books() -> None:
         thread.join()
     assert cache.bytes <= 50
     assert cache.bytes == sum(size for _, size in cache._entries.values())
+
+
+def test_one_makes_the_value_and_the_others_wait_for_it() -> None:
+    cache: EmbeddingCache[int] = EmbeddingCache(30)
+    key = ("tower", "a")
+    assert cache.get_or_claim(key) is None
+    waiting = [cache.get_or_claim(key) for _ in range(2)]
+    assert all(isinstance(each, Future) and not each.done() for each in waiting)
+    cache.put(key, 7, 10)
+    assert [each.result(0) for each in waiting if isinstance(each, Future)] == [7, 7]
+    assert cache.get_or_claim(key) == 7
+
+
+def test_waiters_are_told_when_the_maker_fails_and_one_of_them_may_try() -> None:
+    cache: EmbeddingCache[int] = EmbeddingCache(30)
+    key = ("tower", "a")
+    assert cache.get_or_claim(key) is None
+    waiting = cache.get_or_claim(key)
+    assert isinstance(waiting, Future)
+    cache.release(key)
+    assert waiting.result(0) is None
+    assert cache.get_or_claim(key) is None
+    cache.release(key)
+    cache.release(key)
+
+
+def test_a_value_too_heavy_to_be_held_still_reaches_those_who_wait() -> None:
+    cache: EmbeddingCache[int] = EmbeddingCache(5)
+    key = ("tower", "a")
+    assert cache.get_or_claim(key) is None
+    waiting = cache.get_or_claim(key)
+    assert isinstance(waiting, Future)
+    cache.put(key, 7, 10)
+    assert waiting.result(0) == 7
+    assert cache.get(key) is None

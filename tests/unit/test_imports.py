@@ -8,7 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-MAY_IMPORT = {"models": {"models"}, "training": {"models", "training"}, "service": {"models", "service"}}
+MAY_IMPORT = {
+    "models": {"models"},
+    "training": {"models", "training"},
+    "service": {"models", "service"},
+    "benchmarks": {"models", "service", "benchmarks"},
+}
 
 SERVICE_FROM_THE_GROUND_UP = [
     "schemas",
@@ -27,11 +32,14 @@ SERVICE_FROM_THE_GROUND_UP = [
     "metrics",
     "errors",
     "label_studio_images",
+    "png",
     "masks",
     "outlines",
     "brush_rle",
     "label_studio",
     "embedding_cache",
+    "turns",
+    "batch_size",
     "batcher",
     "predictor",
     "forward_passes",
@@ -106,7 +114,7 @@ def test_service_files_import_only_files_above_them() -> None:
 
 
 def test_the_batcher_and_the_cache_know_nothing_of_ours() -> None:
-    for name in ("batcher", "embedding_cache"):
+    for name in ("batcher", "embedding_cache", "turns", "batch_size"):
         roots = {each.split(".")[0] for each in imported(ROOT / "service" / f"{name}.py")}
         assert not roots & {"torch", "service", "models", "fastapi", "starlette"}
 

@@ -1,10 +1,14 @@
 """One encode for the distinct new photos, one decode for all, and the same answer whatever the company."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import pytest
 import torch
 
+from models.base import Features
 from models.checkpoint import Checkpoint
 from models.engine import Precision
 from models.letterbox import Letterbox
@@ -113,6 +117,64 @@ def test_models_with_one_encoder_share_features() -> None:
     clicker.predict([clicker.prepare(upload, None, click(5, 5))])
     reader.predict([reader.prepare(upload, None, TextPrompt("a cat"))])
     assert calls(reader).encoded_rows == []
+
+
+def test_first_clicks_at_once_on_one_photo_encode_it_once() -> None:
+    """Two streams, two models with one encoder, one new photo in both batches and others beside it."""
+    clicker, reader = (make(fake_checkpoint(kind, kind.__name__)) for kind in (ClickModel, TextModel))
+    clicker.cache = reader.cache
+    calls(clicker).encoded_rows.clear()
+    calls(reader).encoded_rows.clear()
+    uploads = [encode(picture(seed=seed)) for seed in range(3)]
+    encoding, may_go_on = threading.Event(), threading.Event()
+
+    encode_images = calls(clicker).encode
+
+    def held_encode(images: torch.Tensor) -> Features:
+        encoding.set()
+        assert may_go_on.wait(10)
+        return encode_images(images)
+
+    calls(clicker).encode = held_encode  # type: ignore[method-assign]
+    first = [clicker.prepare(upload, None, click(5, 5)) for upload in uploads[:2]]
+    second = [reader.prepare(upload, None, TextPrompt("a cat")) for upload in uploads[1:]]
+    with ThreadPoolExecutor(2) as pool:
+        clicked = pool.submit(clicker.predict, first)
+        assert encoding.wait(10)
+        read = pool.submit(reader.predict, second)
+        while not calls(reader).encoded_rows:  # its own new photo, while the shared one is under way elsewhere
+            time.sleep(0.001)
+        assert not read.done()
+        may_go_on.set()
+        assert (len(clicked.result(10)), len(read.result(10))) == (2, 2)
+    assert (calls(clicker).encoded_rows, calls(reader).encoded_rows) == ([2], [1])
+    alone = make(fake_checkpoint(TextModel, "alone"), 0)
+    wanted = alone.predict([alone.prepare(upload, None, TextPrompt("a cat")) for upload in uploads[1:]])
+    for got, other in zip(read.result(), wanted, strict=True):
+        assert torch.equal(got.logits, other.logits)
+
+
+def test_a_photo_whose_first_batch_fails_is_encoded_by_the_next(clicker: Predictor) -> None:
+    upload = encode(picture())
+    calls(clicker).encoded_rows.clear()
+    key = (clicker.encoder_digest, clicker.prepare(upload, None, click(5, 5)).digest)
+    encode_images = calls(clicker).encode
+
+    def broken(images: torch.Tensor) -> Features:
+        raise RuntimeError("no memory")
+
+    calls(clicker).encode = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no memory"):
+        clicker.predict([clicker.prepare(upload, None, click(5, 5))])
+    calls(clicker).encode = encode_images  # type: ignore[method-assign]
+    # Another batch claims the photo and fails while this one waits for it.
+    assert clicker.cache.get_or_claim(key) is None
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(clicker.predict, [clicker.prepare(upload, None, click(5, 5))])
+        time.sleep(0.01)
+        clicker.cache.release(key)
+        assert len(waiting.result(10)) == 1
+    assert calls(clicker).encoded_rows == [1]
 
 
 def test_an_entry_taken_up_survives_its_eviction(clicker: Predictor) -> None:

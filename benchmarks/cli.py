@@ -1,0 +1,316 @@
+"""`python -m benchmarks`: edges, raw, serve, scenarios, settings, peers; page; all of them in one command."""
+
+import asyncio
+import os
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+
+from benchmarks.contestants import Contestant, our_variants, ours, peers, settings_variants
+from benchmarks.edges import measure_edges
+from benchmarks.load import Load
+from benchmarks.page import write_page
+from benchmarks.peers import CLIENTS as PEER_CLIENTS
+from benchmarks.peers import Plan, Turn, alternate
+from benchmarks.peers_environment import DEFAULT_FOLDER, has_package, install_peers, peer_versions, peers_or_own_python
+from benchmarks.photos import write_large_photos, write_photos
+from benchmarks.processes import run_server
+from benchmarks.raw import RawResult, raw_grid, run_raw
+from benchmarks.results import read_results, write_results
+from benchmarks.scenarios import Figures, bad_photo, clicks, hang_ups, health, overload
+from benchmarks.serve import CLIENTS, ask_for, fill_folder, list_cases, measure_serve
+from benchmarks.study import NAME, write_study_checkpoint
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure the models, the service and its peers.")
+
+DEFAULT_OUT = Path("runs/benchmarks")
+DEFAULT_PAGE = Path("docs/benchmarks.md")
+
+Out = Annotated[Path, typer.Option(help="Folder for photos, checkpoints and results.")]
+Photos = Annotated[Path | None, typer.Option(help="Folder of *.jpg to send; else 16 drawn from scikit-image's cat.")]
+Weights = Annotated[str, typer.Option(help="Of the study's UNet: shipped (the shipped one, widened) or random.")]
+Short = Annotated[bool, typer.Option("--short", help="A third of the time.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Seconds: whether it runs at all, no figures worth reading.")]
+Peers = Annotated[Path, typer.Option(help="The peers' virtual environment.")]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long everything takes."""
+
+    seconds: float
+    warm_up_s: float
+    alternations: int
+    overload_s: float
+    is_smoke: bool = False
+
+    @classmethod
+    def choose(cls, short: bool, smoke: bool) -> "Pace":
+        """By the command line's flags."""
+        if smoke:
+            return cls(0.3, 0.1, 1, 1.0, is_smoke=True)
+        return cls(2.0, 0.7, 1, 20.0) if short else cls(4.0, 1.0, 3, 60.0)
+
+
+def main() -> None:
+    """The command line; what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(f"benchmarks: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command("raw")
+def raw_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    short: Short = False,
+    smoke: Smoke = False,
+) -> None:
+    """The forward pass alone, and bytes to PNG, in one process: by precision, streams and batch size."""
+    pace = Pace.choose(short, smoke)
+    sent = photos or ensure_photos(out)
+    study = write_study_checkpoint(out / "study", weights)
+    seconds = pace.seconds / 3
+    if pace.is_smoke:
+        runs = raw_grid(study, sent, seconds=0.1, batch_sizes=(2,), streams=(1,), chosen=("fp32",))
+    else:
+        runs = raw_grid(study, sent, seconds=seconds)
+        folder = out / "models"
+        fill_folder(ensure(folder))
+        for path in sorted(folder.glob("*.safetensors")):
+            if path.stem != NAME:
+                runs += raw_grid(path, sent, seconds=seconds, batch_sizes=(1, 8), streams=(os.cpu_count() or 1,))
+    results = [tell(each, f"{each.model} {each.task} {each.precision}") for each in run_raw(runs)]
+    write_results(out, "raw", {"results": results})
+
+
+@app.command("serve")
+def serve_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    short: Short = False,
+    smoke: Smoke = False,
+) -> None:
+    """Load on our server over HTTP: each model by number of clients, each output, each kind of body."""
+    pace = Pace.choose(short, smoke)
+    sent = photos or ensure_photos(out)
+    write_study_checkpoint(ensure(out / "models"), weights)
+    shipped = "prompt" if pace.is_smoke else "*"
+    models = [NAME, *(name for name in fill_folder(out / "models", shipped) if name != NAME)]
+    if pace.is_smoke:
+        cases = list_cases(out / "models", sent, None, models[:1], (2,), 2)
+    else:
+        cases = list_cases(out / "models", sent, ensure_large_photos(out), models, (1, 32) if short else CLIENTS, 32)
+    seconds = 0.75 * pace.seconds
+    rows = [
+        tell(row, f"{row.model} {row.output} {row.body} {row.photo} x {row.clients}")
+        for row in measure_serve(out / "models", cases, seconds, pace.warm_up_s)
+    ]
+    write_results(out, "serve", {"rows": rows})
+
+
+@app.command("scenarios")
+def scenarios_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    short: Short = False,
+    smoke: Smoke = False,
+    overload_s: Annotated[float | None, typer.Option(help="Seconds of overload; 60 unless told.")] = None,
+) -> None:
+    """What averages hide: kept photos, hang-ups, a bad photo, health under load, overload."""
+    pace = Pace.choose(short, smoke)
+    sent = photos or ensure_photos(out)
+    folder = ensure(out / "models")
+    write_study_checkpoint(folder, weights)
+    fill_folder(folder, "prompt" if pace.is_smoke else "*")
+    contestant = ours("petseg", "default", folder)
+    found: dict[str, Figures] = {}
+    with tempfile.TemporaryDirectory() as empty:
+        cold = contestant.environment | {"PETSEG_ENGINE_CACHE": empty}
+        with run_server(contestant.command, cold, contestant.ready_path) as server:
+            found["start"] = {"seconds": server.start_s}
+    with run_server(contestant.command, contestant.environment, contestant.ready_path) as server:
+        found["start"]["seconds_with_networks_converted_before"] = server.start_s
+        tell_figures("start", found["start"])
+        load = Load(server.port, sent, ask_for(folder, NAME), pace.seconds, pace.warm_up_s)
+        few = 2 if pace.is_smoke else 20
+        found["clicks"] = tell_figures("clicks", asyncio.run(clicks(load, "prompt", few)))
+        found["hang_ups"] = tell_figures("hang_ups", asyncio.run(hang_ups(load, 1 if pace.is_smoke else 5)))
+        found["bad_photo"] = tell_figures("bad_photo", asyncio.run(bad_photo(load, few)))
+        found["health"] = tell_figures("health", asyncio.run(health(load)))
+        found["overload"] = tell_figures("overload", overload(server, load, overload_s or pace.overload_s))
+    write_results(out, "scenarios", {"scenarios": found})
+
+
+@app.command("peers")
+def peers_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    peers_folder: Peers = DEFAULT_FOLDER,
+    only: Annotated[str, typer.Option(help="Names of contestants, with commas; all unless told.")] = "",
+    install: Annotated[bool, typer.Option(help="Make the peers' environment where it is missing.")] = True,
+    short: Short = False,
+    smoke: Smoke = False,
+) -> None:
+    """The same weights and task behind our server, LitServe, Ray Serve, BentoML and FastAPI, alternating."""
+    pace = Pace.choose(short, smoke)
+    sent = photos or ensure_photos(out)
+    checkpoint = write_study_checkpoint(out / "study", weights)
+    python = install_peers(peers_folder) if install else peers_or_own_python(peers_folder)
+    contestants, absent = choose_contestants(checkpoint, python, only)
+    clients = (2,) if pace.is_smoke else PEER_CLIENTS
+    plan = Plan(sent, checkpoint, out / "answers", pace.seconds, pace.warm_up_s, pace.alternations, clients)
+    turns: list[Turn] = []
+    raw: list[RawResult] = []
+    for each in alternate(contestants, plan):
+        if isinstance(each, str):
+            absent.append(each)
+            typer.echo(each)
+        elif isinstance(each, RawResult):
+            raw.append(tell(each, f"raw {each.precision} {each.streams} x {each.batch_size}"))
+        else:
+            turns.append(each)
+            for row in each.rows:
+                tell(row, f"{each.contestant} x {row.clients}")
+    found = {
+        "contestants": {each.name: each.summary for each in contestants},
+        "versions": peer_versions(python),
+        "absent": absent,
+        "alternations": plan.alternations,
+        "cores": os.cpu_count(),
+        "turns": turns,
+        "raw": raw,
+    }
+    write_results(out, "peers", found)
+
+
+@app.command("settings")
+def settings_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    short: Short = False,
+    smoke: Smoke = False,
+) -> None:
+    """Our server under other settings than its defaults, alternating."""
+    pace = Pace.choose(short, smoke)
+    sent = photos or ensure_photos(out)
+    checkpoint = write_study_checkpoint(out / "study", weights)
+    variants = settings_variants(checkpoint.parent)
+    alternations = min(2, pace.alternations)
+    plan = Plan(sent, checkpoint, out / "answers", 0.75 * pace.seconds, pace.warm_up_s, alternations, (1, 32))
+    turns = []
+    for each in alternate(variants[: 1 if pace.is_smoke else None], plan):
+        if isinstance(each, Turn):
+            turns.append(each)
+            for row in each.rows:
+                tell(row, f"{each.contestant} x {row.clients}")
+        else:
+            typer.echo(str(each))
+    found = {"turns": turns, "raw": [], "alternations": alternations, "cores": os.cpu_count()}
+    write_results(out, "settings", found | {"contestants": {each.name: each.summary for each in variants}})
+
+
+@app.command("edges")
+def edges_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    short: Short = False,
+    smoke: Smoke = False,
+) -> None:
+    """Decoding, enlarging and encoding, each way beside the others."""
+    sent = photos or ensure_photos(out)
+    checkpoint = write_study_checkpoint(out / "study", weights)
+    large = sent if smoke else ensure_large_photos(out)
+    torch.set_num_threads(1)
+    rows = measure_edges(checkpoint, sent, large, 1 if smoke else 5 if short else 15)
+    for row in rows:
+        typer.echo(f"{row.step:<22} {row.photo:<14} {row.way:<66} {row.ms:8.2f} ms {row.size_bytes or '':>8}")
+    write_results(out, "edges", {"rows": rows})
+
+
+@app.command("page")
+def page_command(
+    out: Out = DEFAULT_OUT, page: Annotated[Path, typer.Option(help="Markdown file.")] = DEFAULT_PAGE
+) -> None:
+    """Write the results page from what the other commands measured."""
+    write_page(page, read_results(out))
+    typer.echo(f"wrote {page}")
+
+
+@app.command("all")
+def all_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    peers_folder: Peers = DEFAULT_FOLDER,
+    page: Annotated[Path, typer.Option(help="Markdown file.")] = DEFAULT_PAGE,
+    short: Short = False,
+) -> None:
+    """Everything, then the page: about 25 minutes on two cores, 8 with --short."""
+    edges_command(out, photos, weights, short)
+    raw_command(out, photos, weights, short)
+    serve_command(out, photos, weights, short)
+    scenarios_command(out, photos, weights, short)
+    settings_command(out, photos, weights, short)
+    peers_command(out, photos, weights, peers_folder, short=short)
+    page_command(out, page)
+
+
+def choose_contestants(checkpoint: Path, python: Path, only: str) -> tuple[list[Contestant], list[str]]:
+    """Who takes part, and in words who does not. Raises ValueError for a name that nobody bears."""
+    everyone = our_variants(checkpoint.parent) + peers(python, checkpoint)
+    names = [name for name in only.split(",") if name]
+    if unknown := set(names) - {each.name for each in everyone}:
+        raise ValueError(f"got --only {sorted(unknown)[0]}, wanted some of {', '.join(each.name for each in everyone)}")
+    chosen = [each for each in everyone if not names or each.name in names]
+    missing = {each.package for each in chosen if each.package and not has_package(python, each.package)}
+    absent = [
+        f"{each.name} did not take part: {each.package} is not installed." for each in chosen if each.package in missing
+    ]
+    return [each for each in chosen if each.package not in missing], absent
+
+
+def ensure_photos(out: Path) -> Path:
+    """The drawn photos under `out`, drawn where they are missing."""
+    folder = out / "photos"
+    return folder if folder.is_dir() else write_photos(folder)
+
+
+def ensure_large_photos(out: Path) -> Path:
+    """The drawn photos of 12 megapixels, drawn where they are missing."""
+    folder = out / "large-photos"
+    return folder if folder.is_dir() else write_large_photos(folder)
+
+
+def ensure(folder: Path) -> Path:
+    """`folder`, made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def tell(found: T, name: str) -> T:
+    """Print the gist of a row as soon as it is there."""
+    facts = asdict(found)  # type: ignore[call-overload]
+    shown = ("streams", "batch_size", "rate", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms", "cpu_ms", "errors")
+    typer.echo(f"{name:<44} " + "  ".join(f"{key} {facts[key]:.4g}" for key in shown if key in facts))
+    return found
+
+
+def tell_figures(name: str, figures: Figures) -> Figures:
+    """Print a scenario's figures as soon as they are there."""
+    typer.echo(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    return figures

@@ -1,0 +1,127 @@
+"""Who takes part in a comparison: our server under some settings, or a peer, and how each is started and asked."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from benchmarks.processes import ROOT
+from benchmarks.requests import Asked
+from benchmarks.study import NAME
+from service.settings import Settings, variable
+
+_PEERS = "benchmarks.peer_servers"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One server under one configuration."""
+
+    name: str
+    summary: str
+    precision: str
+    """`fp32`, `bf16` or `int8`: what its masks may differ by, and whom it is compared with."""
+    command: tuple[str, ...]
+    """`{port}` stands for the port."""
+    environment: dict[str, str]
+    asked: Asked
+    ready_path: str
+    package: str = ""
+    """The distribution it needs beside ours; empty for ours."""
+    root: Path = field(default=ROOT)
+    """Working tree whose code runs."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is our own server."""
+        return self.asked.path.startswith("/segment/")
+
+
+def ours(
+    name: str,
+    precision: str,
+    checkpoints: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    body: str = "multipart",
+    root: Path = ROOT,
+) -> Contestant:
+    """Our server with its defaults but for `settings` (PETSEG_* variables)."""
+    given = dict(settings or {})
+    shown = " ".join(f"{key}={value}" for key, value in given.items()) or "default settings"
+    return Contestant(
+        name,
+        f"our server, {shown}" + (", raw body" if body == "raw" else ""),
+        precision,
+        (sys.executable, "-m", "service", "serve", "--port", "{port}"),
+        {"PETSEG_CHECKPOINTS": str(checkpoints)} | given,
+        Asked(f"/segment/{NAME}", body),
+        "/readyz",
+        root=root,
+    )
+
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "one stream": {"PETSEG_STREAMS": "1"},
+    "no batches": {"PETSEG_MAX_BATCH_SIZE": "1"},
+    "batches of 4": {"PETSEG_MAX_BATCH_SIZE": "4"},
+    "batches of 8": {"PETSEG_MAX_BATCH_SIZE": "8"},
+    "wait 5 ms for a batch": {"PETSEG_MAX_WAIT_S": "0.005"},
+    "one image thread": {"PETSEG_IMAGE_THREADS": "1"},
+    "PyTorch": {"PETSEG_ENGINE": "torch"},
+}
+"""Our own settings, worth comparing with the defaults."""
+
+
+def settings_variants(checkpoints: Path) -> list[Contestant]:
+    """Our server once under each of `SETTINGS` that it knows."""
+    known = {variable(name) for name in Settings.model_fields}
+    return [
+        ours(name, "default", checkpoints, given, body="raw")
+        for name, given in SETTINGS.items()
+        if given.keys() <= known
+    ]
+
+
+def our_variants(checkpoints: Path) -> list[Contestant]:
+    """Our server once for each precision that its settings know by name, and once asked with raw bodies."""
+    precisions = [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
+    variants = [
+        ours(f"petseg-{precision}", precision, checkpoints, {"PETSEG_PRECISION": precision}) for precision in precisions
+    ]
+    return [*variants, ours("petseg-raw", "bf16", checkpoints, {"PETSEG_PRECISION": "bf16"}, body="raw")]
+
+
+def peers(python: Path, checkpoint: Path) -> list[Contestant]:
+    """Every peer, run by the interpreter of the peers' environment."""
+
+    def peer(
+        name: str, summary: str, package: str, words: tuple[str, ...], runner: str = "bf16", threads: int = 1
+    ) -> Contestant:
+        environment = {"BENCHMARK_CHECKPOINT": str(checkpoint), "BENCHMARK_RUNNER": runner}
+        environment |= {"BENCHMARK_THREADS": str(threads), "BENTOML_DO_NOT_TRACK": "True"}
+        if threads:
+            environment |= {"OMP_NUM_THREADS": str(threads)}
+        if runner == "engine":
+            environment |= {"PETSEG_PRECISION": "bf16", "PETSEG_STREAMS": "1", "PETSEG_STREAM_THREADS": str(threads)}
+        precision = "bf16" if runner == "engine" else runner
+        health = "/segment" if package == "ray" else "/livez" if package == "bentoml" else "/health"
+        command = (str(python), *words)
+        return Contestant(name, summary, precision, command, environment, Asked("/segment"), health, package)
+
+    factory = f"{_PEERS}.fastapi_server:create_app"
+    uvicorn = ("-m", "uvicorn", "--factory", factory, "--port", "{port}", "--log-level", "warning")
+    litserve = ("-m", f"{_PEERS}.litserve_server", "{port}")
+    bento = ("-m", "bentoml", "serve", f"{_PEERS}.bentoml_server:Segmenter", "--host", "127.0.0.1", "--port", "{port}")
+    return [
+        peer("fastapi-fp32", "FastAPI, blocking handler, PyTorch fp32", "fastapi", uvicorn, "fp32", threads=0),
+        peer("fastapi", "FastAPI, blocking handler, PyTorch bf16", "fastapi", uvicorn, threads=0),
+        peer("uvicorn-2", "the same, 2 workers x 1 thread", "fastapi", (*uvicorn, "--workers", "2")),
+        peer("litserve-fp32", "LitServe, 2 workers x 1 thread, batching, PyTorch fp32", "litserve", litserve, "fp32"),
+        peer("litserve", "LitServe, 2 workers x 1 thread, batching, PyTorch bf16", "litserve", litserve),
+        peer("litserve-engine", "the same LitServe running our engine", "litserve", litserve, "engine"),
+        peer("ray", "Ray Serve, 2 replicas x 1 thread, @serve.batch", "ray", ("-m", f"{_PEERS}.ray_server", "{port}")),
+        peer("bentoml", "BentoML, 2 workers x 1 thread", "bentoml", bento),
+    ]

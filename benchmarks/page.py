@@ -1,0 +1,229 @@
+"""Results -> docs/benchmarks.md with its pictures."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.edges import EdgeRow
+from benchmarks.goals import Comparison, Goal, judge_peers, judge_scenarios, median_of
+from benchmarks.peers import CLIENTS
+from benchmarks.plots import PLAIN, plot_models, plot_peers, plot_raw
+from benchmarks.raw import FORWARD, PIPELINE, RawResult
+from benchmarks.results import Results
+from benchmarks.serve import Row
+from benchmarks.statistics import median
+from benchmarks.study import NAME
+
+STEPS = Path(__file__).with_name("steps.md")
+"""What was tried, by hand: what paid and what did not."""
+
+_SCENARIOS = {
+    "start": "Start",
+    "clicks": "A click on a kept photo",
+    "hang_ups": "After 48 clients hang up",
+    "bad_photo": "A bad photo among eight",
+    "health": "/healthz under full load",
+    "overload": "Four times the sustainable rate",
+}
+
+
+def write_page(path: Path, found: Results) -> None:
+    """The page at `path`, pictures in the folder beside it that bears its name."""
+    pictures = path.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    parts = [
+        "# Benchmarks\n\nWritten by `python -m benchmarks all`; every figure was taken in that run. The load generator "
+        "shares the cores with the servers.",
+        table(("machine", ""), found.machine.items()),
+    ]
+    goals = (judge_peers(found.comparison) if found.comparison else []) + judge_scenarios(found.scenarios)
+    parts += ["## Goals", table(("goal", "wanted", "got", "met"), (_goal_cells(goal) for goal in goals))]
+    if found.comparison is not None:
+        plot_peers(pictures / "peers.png", found.comparison, CLIENTS)
+        parts += _peers_section(found, f"{pictures.name}/peers.png")
+    if found.serve:
+        plot_models(pictures / "models.png", found.serve)
+        parts += _serve_section(found.serve, f"{pictures.name}/models.png")
+    if found.settings is not None:
+        parts += _settings_section(found.settings, found.contestants)
+    if found.scenarios:
+        parts.append("## Scenarios")
+        rows = [
+            (_SCENARIOS[scenario], name.replace("_", " "), f"{value:.3g}" if value < 100 else f"{value:.0f}")
+            for scenario, figures in found.scenarios.items()
+            for name, value in figures.items()
+        ]
+        parts.append(table(("scenario", "figure", ""), rows))
+    if found.raw:
+        plot_raw(pictures / "raw.png", found.raw, NAME)
+        parts += _raw_section(found.raw, f"{pictures.name}/raw.png")
+    if found.edges:
+        parts += _edges_section(found.edges)
+    if STEPS.is_file():
+        parts.append(STEPS.read_text().strip())
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all but the first column right-aligned where they hold figures."""
+    lines = [tuple(row) for row in rows]
+    is_number = [all(_is_figure(line[place]) for line in lines) for place in range(len(header))]
+    rule = ["---:" if numeric and place else "---" for place, numeric in enumerate(is_number)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (tuple(header), tuple(rule), *lines))
+
+
+def _is_figure(text: str) -> bool:
+    return not text or text[0].isdigit() or text in ("-", "not measured")
+
+
+def _goal_cells(goal: Goal) -> tuple[str, str, str, str]:
+    verdict = {True: "yes", False: "**no**", None: "-"}[goal.is_met]
+    return goal.name, goal.wanted, goal.got, verdict
+
+
+def _peers_section(found: Results, picture: str) -> list[str]:
+    comparison = found.comparison
+    assert comparison is not None
+    rows = []
+    for name in dict.fromkeys(turn.contestant for turn in comparison.turns):
+        rates = [f"{median_of(comparison, name, clients, lambda row: row.rate):.0f}" for clients in CLIENTS]
+        p50, p99, server_cpu, client_cpu, pss = (
+            f"{median_of(comparison, name, CLIENTS[-1], value):.{digits}f}"
+            for value, digits in (
+                (lambda row: row.p50_ms, 0),
+                (lambda row: row.p99_ms, 0),
+                (lambda row: row.server_cpu_ms, 1),
+                (lambda row: row.client_cpu_ms, 2),
+                (lambda row: row.peak_pss_mb, 0),
+            )
+        )
+        one = f"{median_of(comparison, name, 1, lambda row: row.p50_ms):.1f}"
+        errors = str(sum(row.errors for turn in comparison.turns if turn.contestant == name for row in turn.rows))
+        same = f"{100 * comparison.same_pixels(name):.2f}"
+        start = f"{comparison.start_s(name):.1f}"
+        summary = found.contestants.get(name, "")
+        rows.append((f"`{name}`: {summary}", *rates, one, p50, p99, server_cpu, client_cpu, pss, start, same, errors))
+    header = (
+        "server",
+        *(f"req/s at {clients}" for clients in CLIENTS),
+        "p50 at 1 (ms)",
+        "p50 at 32",
+        "p99 at 32",
+        "CPU ms/request",
+        "load generator's",
+        "peak memory (MB, PSS)",
+        "start (s)",
+        "pixels as reference (%)",
+        "errors",
+    )
+    raw = [each for each in comparison.raw if each.task == PIPELINE]
+    by_run = {(each.precision, each.streams, each.batch_size) for each in raw}
+    raw_rows = [
+        (precision, str(streams), str(batch_size), f"{_median_rate(raw, precision, streams, batch_size):.0f}")
+        for precision, streams, batch_size in sorted(by_run)
+    ]
+    return [
+        "## Against other servers",
+        f"The same weights ({NAME}: UNet of base 32 at 128 px) and the same task: photos of about 100 KB as multipart, "
+        f"the mask back as PNG. Medians of {comparison.alternations} alternations. The peers get our own decoding, "
+        "resizing and PNG encoding: what differs is the serving, and the engine.",
+        f"![rates]({picture})",
+        table(header, rows),
+        *found.absent,
+        "The whole pipeline in one process without HTTP, in the same alternations:",
+        table(("precision", "threads", "batch size", "photos a second"), raw_rows),
+    ]
+
+
+def _median_rate(raw: Sequence[RawResult], precision: str, streams: int, batch_size: int) -> float:
+    return median(
+        [
+            each.rate
+            for each in raw
+            if (each.precision, each.streams, each.batch_size) == (precision, streams, batch_size)
+        ]
+    )
+
+
+def _settings_section(found: Comparison, summaries: dict[str, str]) -> list[str]:
+    def cells(name: str) -> tuple[str, ...]:
+        figures: list[str] = []
+        for clients in (1, 32):
+            figures += [
+                f"{median_of(found, name, clients, lambda row: row.rate):.0f}",
+                f"{found.ratio(name, ('default',), lambda row: row.rate, clients):.2f}",
+                f"{median_of(found, name, clients, lambda row: row.p50_ms):.1f}",
+            ]
+        cpu, pss = (
+            median_of(found, name, 32, value) for value in (lambda row: row.server_cpu_ms, lambda row: row.peak_pss_mb)
+        )
+        return (f"{name}: {summaries.get(name, '')}", *figures, f"{cpu:.1f}", f"{pss:.0f}")
+
+    header = ("setting", "req/s at 1", "by default's", "p50 (ms)", "req/s at 32", "by default's", "p50 (ms)")
+    names = dict.fromkeys(turn.contestant for turn in found.turns)
+    return [
+        "## What the settings do",
+        f"Medians of {found.alternations} alternations, raw bodies.",
+        table((*header, "CPU ms/request", "PSS (MB)"), map(cells, names)),
+    ]
+
+
+def _edges_section(rows: Sequence[EdgeRow]) -> list[str]:
+    cells = [
+        (row.step, row.photo, row.way, f"{row.ms:.2f}", f"{row.of_plain:.2f}", f"{row.size_bytes or ''}")
+        for row in rows
+    ]
+    return [
+        "## Around the network",
+        "CPU milliseconds in one thread, and the time by that of the first way.",
+        table(("step", "photo", "way", "ms", "by first", "bytes"), cells),
+    ]
+
+
+def _serve_section(rows: Sequence[Row], picture: str) -> list[str]:
+    def cells(row: Row) -> tuple[str, ...]:
+        return (
+            f"`{row.model}`",
+            row.output,
+            row.body,
+            row.photo,
+            str(row.clients),
+            f"{row.rate:.0f}",
+            f"{row.p50_ms:.1f}",
+            f"{row.p90_ms:.1f}",
+            f"{row.p99_ms:.1f}",
+            f"{row.server_cpu_ms:.1f}",
+            f"{row.client_cpu_ms:.2f}",
+            f"{row.peak_pss_mb:.0f}",
+            f"{row.peak_rss_mb:.0f}",
+            str(row.errors),
+        )
+
+    header = ("model", "output", "body", "photo", "clients", "req/s", "p50 (ms)", "p90", "p99", "CPU ms/request")
+    costs = ("load generator's", "PSS (MB)", "RSS (MB)", "errors")
+    plain = [row for row in rows if (row.output, row.body, row.photo) == PLAIN]
+    return [
+        "## Our server under load",
+        "One process with all models and default settings. Photos sent to `clip` and `prompt` differ each time, so "
+        "that none is kept from before.",
+        f"![rates and latencies]({picture})",
+        table(header + costs, map(cells, plain)),
+        "### Outputs, bodies and large photos",
+        table(header + costs, (cells(row) for row in rows if row not in plain)),
+    ]
+
+
+def _raw_section(results: Sequence[RawResult], picture: str) -> list[str]:
+    rows = [
+        (
+            f"`{each.model}`",
+            {FORWARD: "forward alone", PIPELINE: "bytes to PNG"}[each.task],
+            each.precision,
+            str(each.streams),
+            str(each.batch_size),
+            f"{each.rate:.0f}",
+            f"{each.cpu_ms:.1f}",
+        )
+        for each in results
+    ]
+    header = ("model", "task", "precision", "streams", "batch size", "photos a second", "CPU ms/photo")
+    return ["## Without HTTP", f"![forward]({picture})", table(header, rows)]

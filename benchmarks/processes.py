@@ -1,0 +1,216 @@
+"""Servers as processes of their own: started on a free port, awaited, measured with all their children, ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+START_DEADLINE_S = 180.0
+_SAMPLE_S = 0.5
+ROOT = Path(__file__).parents[1]
+
+
+class ServerFailedError(RuntimeError):
+    """The server ended or was not ready in time; the message holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a process tree took between two looks."""
+
+    cpu_s: float
+    peak_pss_mb: float
+    """Peak of the tree's proportional set size: shared pages counted once."""
+    peak_rss_mb: float
+    processes: int
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+    start_s: float
+    """From spawn to the first good answer of its readiness address."""
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Address without a trailing slash."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def measured(self) -> "Iterator[Meter]":
+        """Measure the process tree inside the block."""
+        meter = Meter(self.process.pid)
+        try:
+            yield meter
+        finally:
+            meter.stop()
+
+
+@contextmanager
+def run_server(
+    command: Sequence[str], environment: Mapping[str, str], ready_path: str, *, root: Path = ROOT
+) -> Iterator[Server]:
+    """The server that `command` starts; `{port}` in its words stands for a free port.
+
+    environment: on top of our own, from which PETSEG_* and thread limits are taken out: defaults are measured.
+    Raises ServerFailedError.
+    """
+    port = free_port()
+    words = [word.replace("{port}", str(port)) for word in command]
+    given = {name: value.replace("{port}", str(port)) for name, value in environment.items()}
+    with tempfile.NamedTemporaryFile(prefix="benchmark-", suffix=".log", delete=False) as output:
+        log = Path(output.name)
+        started_at = time.perf_counter()
+        process = subprocess.Popen(
+            words, cwd=root, env=plain_environment(root) | given, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        _wait_until_ready(process, f"http://127.0.0.1:{port}{ready_path}", log)
+        yield Server(process, port, time.perf_counter() - started_at, log)
+    finally:
+        stop(process)
+        log.unlink(missing_ok=True)
+
+
+def plain_environment(root: Path = ROOT) -> dict[str, str]:
+    """Our environment without settings and thread limits, modules found under `root`."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PETSEG_") and not name.endswith("_NUM_THREADS")
+    }
+    return ours | {"PYTHONPATH": str(root)}
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    ends_at = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < ends_at:
+        if process.poll() is not None:
+            raise ServerFailedError(f"the server ended with {process.returncode}:\n{log_end(log)}")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise ServerFailedError(f"got no answer from {url} within {START_DEADLINE_S:g} s:\n{log_end(log)}")
+
+
+def log_end(log: Path) -> str:
+    """The last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+
+
+def stop(process: "subprocess.Popen[bytes]", patience_s: float = 20.0) -> None:
+    """End the server and every process that it started, politely first."""
+    tree = family(process.pid)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    for member in tree:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait(patience_s)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The process and all its descendants that live."""
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+class Meter:
+    """Samples a process tree until stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._cpu_before = {member.pid: cpu for member, cpu in _cpu_seconds(pid)}
+        self._cpu_latest = dict(self._cpu_before)
+        self._peak_rss = 0
+        self.pss_mb: list[tuple[float, float]] = []
+        """(seconds on the monotonic clock, megabytes) of every look."""
+        self._is_stopped = threading.Event()
+        self._look()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take the last look."""
+        if not self._is_stopped.is_set():
+            self._is_stopped.set()
+            self._thread.join()
+            self._look()
+
+    @property
+    def use(self) -> Use:
+        """What was taken so far."""
+        spent = sum(cpu - self._cpu_before.get(pid, 0.0) for pid, cpu in self._cpu_latest.items())
+        return Use(spent, max(pss for _, pss in self.pss_mb), self._peak_rss / 1e6, len(self._cpu_latest))
+
+    def _watch(self) -> None:
+        while not self._is_stopped.wait(_SAMPLE_S):
+            self._look()
+
+    def _look(self) -> None:
+        pss = rss = 0
+        for member, cpu in _cpu_seconds(self._pid):
+            self._cpu_latest[member.pid] = cpu
+            own_pss, own_rss = memory_bytes(member.pid)
+            pss, rss = pss + own_pss, rss + own_rss
+        self._peak_rss = max(self._peak_rss, rss)
+        self.pss_mb.append((time.monotonic(), pss / 1e6))
+
+
+def _cpu_seconds(pid: int) -> list[tuple[psutil.Process, float]]:
+    found = []
+    for member in family(pid):
+        try:
+            times = member.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        found.append((member, times.user + times.system))
+    return found
+
+
+def memory_bytes(pid: int) -> tuple[int, int]:
+    """(proportional, resident) set size; the resident one twice where the kernel tells no other, 0 once it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        try:
+            resident = int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return 0, 0
+        return resident, resident
+    rows = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    return tuple(1024 * int(rows[name].split()[0]) for name in ("Pss", "Rss"))  # type: ignore[return-value]

@@ -1,0 +1,63 @@
+"""The study task: a UNet of base 32 at 128 px, as a checkpoint that every contestant loads."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from models.architectures import get_architecture
+from models.architectures.unet import UNet, UNetConfig
+from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, load_checkpoint, save_checkpoint
+
+NAME = "study"
+WIDTHS = (32, 64, 128, 256, 512)
+
+
+def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple[int, ...] = WIDTHS) -> Path:
+    """study.safetensors in `folder`.
+
+    weights: `shipped` widens the shipped UNet to `widths` without changing what it computes, so that its masks are
+    those of a trained network; `random` draws them.
+    """
+    if weights == "shipped":
+        source = cast(UNet, load_checkpoint(CHECKPOINT_FOLDER / "unet.safetensors").model)
+        model = widen(source, widths[0] // cast(UNetConfig, source.config).widths[0])
+    else:
+        torch.manual_seed(0)
+        model = cast(UNet, get_architecture("unet")(UNetConfig(widths=widths)))
+    card = ModelCard(
+        architecture="unet",
+        config=model.config.model_dump(mode="json"),
+        summary=f"UNet of base {widths[0]}, {weights} weights, for the benchmarks.",
+    )
+    path = folder / f"{NAME}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, model, card)
+    return path
+
+
+def widen(source: UNet, factor: int) -> UNet:
+    """A UNet with `factor` times the channels that computes the same (Chen et al. 2016, Net2Net).
+
+    Each channel is there `factor` times; weights that read a repeated channel are divided by `factor`.
+    """
+    config = cast(UNetConfig, source.config)
+    wide = UNet(config.model_copy(update={"widths": tuple(factor * width for width in config.widths)}))
+    with torch.no_grad():
+        for (name, module), copy in zip(source.named_modules(), wide.modules(), strict=True):
+            if isinstance(module, nn.Conv2d):
+                target = cast(nn.Conv2d, copy)
+                weight = module.weight if module.in_channels == 3 else _repeat(module.weight, factor, 1) / factor
+                target.weight.copy_(weight if name == "head" else _repeat(weight, factor, 0))
+                if module.bias is not None and target.bias is not None:
+                    target.bias.copy_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                for key, value in copy.state_dict(keep_vars=True).items():
+                    own = module.state_dict()[key]
+                    value.copy_(own if own.ndim == 0 else _repeat(own, factor, 0))
+    return wide.eval()
+
+
+def _repeat(tensor: Tensor, factor: int, axis: int) -> Tensor:
+    return tensor.repeat_interleave(factor, dim=axis)

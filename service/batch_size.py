@@ -1,0 +1,41 @@
+"""The batch size that pays on this device, found by measuring at the start. Knows no model and no framework."""
+
+import time
+from collections.abc import Callable
+
+_WORTH = 1.05
+"""A larger batch must bring this much more throughput: it also makes everybody in it wait longer."""
+_REPEATS = 3
+
+
+def find_batch_size(
+    run: Callable[[int], object],
+    limit: int,
+    *,
+    budget_s: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """The smallest batch size up to `limit` past which doubling it no longer pays.
+
+    run: runs a batch of so many items. Sizes are tried by doubling until the rate falls or `budget_s` is spent; each
+    size first runs once unmeasured, which warms it up.
+    """
+    ends_at = clock() + budget_s
+    chosen, best_rate, batch_size = 1, 0.0, 1
+    while batch_size <= limit:
+        run(batch_size)
+        spent = min(_measure(run, batch_size, clock) for _ in range(_REPEATS))
+        rate = batch_size / spent
+        if rate < best_rate * _WORTH and batch_size > 1:
+            break
+        chosen, best_rate = batch_size, max(rate, best_rate)
+        if clock() + 2 * (_REPEATS + 1) * spent > ends_at:
+            break
+        batch_size *= 2
+    return chosen
+
+
+def _measure(run: Callable[[int], object], batch_size: int, clock: Callable[[], float]) -> float:
+    started_at = clock()
+    run(batch_size)
+    return max(clock() - started_at, 1e-9)

@@ -1,0 +1,132 @@
+"""Figures: percentiles, ratios by alternation, goals and the page, all against answers by hand."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.goals import Comparison, Goal, at_least, at_most, judge_peers, judge_scenarios
+from benchmarks.page import table, write_page
+from benchmarks.peers import Turn, compare_masks
+from benchmarks.raw import PIPELINE, RawResult
+from benchmarks.results import read_results, write_results
+from benchmarks.serve import Row
+from benchmarks.statistics import describe_latency, without_client
+from benchmarks.study import widen
+from models.architectures.unet import UNet, UNetConfig
+from service.png import encode_indexed
+
+ROW = Row("", "study", "png", "multipart", "100 KB", 8, 100.0, 10, 20, 40, 0, 12.0, 0.5, 500.0, 600.0, 4.0, 400)
+
+
+def turn(name: str, precision: str, alternation: int, rate: float, **changes: Any) -> Turn:
+    rows = tuple(replace(ROW, server=name, clients=clients, rate=rate, **changes) for clients in (1, 8, 32))
+    return Turn(name, precision, alternation, 3.0, rows, 1.0)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    turns = []
+    for alternation, (own, peer) in enumerate([(200.0, 100.0), (260.0, 100.0), (300.0, 200.0)]):
+        turns += [
+            turn("petseg-bf16", "bf16", alternation, own, p50_ms=5, p99_ms=20, peak_pss_mb=300),
+            turn("litserve", "bf16", alternation, peer, p50_ms=20, p99_ms=50, peak_pss_mb=1000),
+            turn("fastapi", "bf16", alternation, 50.0, p50_ms=10, p99_ms=90),
+        ]
+    raw = [RawResult("study", PIPELINE, "bf16", 2, size, rate, 8.0) for rate in (250, 280, 310) for size in (1, 4)]
+    return Comparison(turns, raw, 3, 2)
+
+
+def test_nearest_rank_percentiles() -> None:
+    found = describe_latency([place / 1000 for place in range(1, 101)])
+    assert (found.count, found.p50_ms, found.p90_ms, found.p99_ms, found.max_ms) == (100, 50, 90, 99, 100)
+    assert describe_latency([]).max_ms == 0
+
+
+def test_the_clients_cpu_time_is_given_back_to_the_server() -> None:
+    assert without_client(90.0, client_cpu_s=0.8, seconds=4.0, cores=2) == pytest.approx(100.0)
+
+
+def test_ratios_are_taken_in_each_alternation_against_its_best_peer(comparison: Comparison) -> None:
+    def rate(row: Row) -> float:
+        return row.rate
+
+    assert comparison.ratio("petseg-bf16", ("litserve", "fastapi"), rate, 8) == pytest.approx(2.0)  # of 2, 2.6, 1.5
+    assert comparison.ratio("petseg-bf16", ("fastapi",), rate, 8) == pytest.approx(5.2)
+    assert math.isnan(comparison.ratio("petseg-int8", ("fastapi",), rate, 8))
+    assert comparison.raw_ratio("petseg-bf16", "bf16", 32, has_client=True) == pytest.approx(260 / 280)
+    client_s = 0.5 * 400 / 1000
+    wanted = 260 / 280 * 8 / (8 - client_s)
+    assert comparison.raw_ratio("petseg-bf16", "bf16", 32, has_client=False) == pytest.approx(wanted)
+
+
+def test_goals_are_judged_and_what_was_not_measured_is_said(comparison: Comparison) -> None:
+    goals = {goal.name: goal for goal in judge_peers(comparison)}
+    assert goals["petseg-bf16, 8 clients: rate by that of best bf16 peer"] == Goal(
+        "petseg-bf16, 8 clients: rate by that of best bf16 peer", ">= 1.8", "2.00", True
+    )
+    assert goals["petseg-int8, 8 clients: rate by that of best bf16 peer"].is_met is None
+    assert goals["petseg-bf16, 1 client: p50 by the lowest of the peers (fastapi)"].got == "0.50"
+    assert goals["petseg-bf16, 32 clients: p99 by the lowest of the peers (litserve)"].got == "0.40"
+    assert goals["petseg-bf16: memory by the best batching peer's"].got == "0.30"
+    assert at_least("", 2, 1.99).is_met is False
+    assert at_most("", 2, 2.0).is_met is True
+    assert [goal.is_met for goal in judge_scenarios({})] == [None] * 12
+
+
+def test_results_come_back_and_make_a_page(comparison: Comparison, tmp_path: Path) -> None:
+    rows = [replace(ROW, body="raw", clients=clients) for clients in (1, 32)] + [replace(ROW, output="rle")]
+    write_results(tmp_path, "raw", {"results": [RawResult("study", "forward", "bf16", 1, 8, 321.0, 3.0)]})
+    write_results(tmp_path, "serve", {"rows": rows})
+    write_results(tmp_path, "scenarios", {"scenarios": {"start": {"seconds": 7.5}}})
+    found = {"turns": comparison.turns, "raw": comparison.raw, "alternations": 3, "cores": 2}
+    write_results(tmp_path, "peers", found | {"contestants": {"litserve": "tuned"}, "absent": ["ray is missing."]})
+    assert json.loads((tmp_path / "raw.json").read_text())["machine"]["Python"]
+    results = read_results(tmp_path)
+    assert results.comparison == comparison
+    assert results.serve == rows
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    write_page(page, results)
+    text = page.read_text()
+    assert "| `litserve`: tuned | 100 | 100 | 100 | 20.0 |" in text
+    assert "| seconds from start to ready, all shipped models, nothing kept from before | <= 15 | 7.50 | yes |" in text
+    assert "ray is missing." in text
+    assert "| `study` | forward alone | bf16 | 1 | 8 | 321 | 3.0 |" in text
+    pictures = [tmp_path / "docs" / "benchmarks" / f"{name}.png" for name in ("peers", "models", "raw")]
+    assert all(f"benchmarks/{path.name}" in text and path.stat().st_size < 100_000 for path in pictures)
+
+
+def test_a_table_aligns_figures() -> None:
+    assert table(("name", "n"), [("a", "1"), ("b", "2.5")]).splitlines()[1] == "| --- | ---: |"
+
+
+def test_masks_are_compared_pixel_by_pixel(tmp_path: Path) -> None:
+    wanted = np.zeros((4, 5), np.uint8)
+    got = wanted.copy()
+    got[0, 0] = 1
+    palette = [(0, 0, 0), (1, 1, 1)]
+    (tmp_path / "0.bin").write_bytes(encode_indexed(got, palette))
+    (tmp_path / "1.bin").write_bytes(encode_indexed(wanted[:2], palette))
+    assert compare_masks(tmp_path, [wanted]) == pytest.approx(0.95)
+    assert compare_masks(tmp_path, [wanted, wanted, wanted]) == pytest.approx(19 / 40)
+    assert compare_masks(tmp_path / "none", [wanted]) == 0.0
+
+
+def test_a_widened_unet_computes_the_same() -> None:
+    torch.manual_seed(0)
+    source = UNet(UNetConfig(image_size=16, widths=(4, 6, 8))).eval()
+    for module in source.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean)  # type: ignore[arg-type]
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+    wide = widen(source, 3)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(wide(images, {}), source(images, {}), atol=1e-5, rtol=1e-4)
+    assert wide.config.widths == (12, 18, 24)  # type: ignore[attr-defined]

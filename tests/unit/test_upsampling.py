@@ -1,0 +1,74 @@
+"""The winner of enlarged logits without enlarging them: equal to the plain resize, pixel by pixel."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import letterbox as module
+from models.letterbox import Letterbox
+from models.upsampling import enlarge_argmax
+
+
+def plain(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Enlarged scores [K, height, width] as torch's bilinear resize gives them."""
+    return F.interpolate(scores[None], (height, width), mode="bilinear", align_corners=False)[0]
+
+
+def assert_equal(mask: np.ndarray, enlarged: torch.Tensor) -> None:
+    """Equal wherever float32 tells the two best scores apart."""
+    best = enlarged.topk(2, dim=0).values
+    is_tie = (best[0] - best[1] < 1e-5 * enlarged.abs().max()).numpy()
+    assert mask.dtype == np.uint8
+    assert ((mask == enlarged.argmax(0).numpy()) | is_tie).all()
+    assert is_tie.mean() < 0.001 or is_tie.all()
+
+
+@given(
+    st.integers(0, 2**32),
+    st.integers(2, 6),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(0, 90), st.integers(0, 90)),
+)
+@settings(max_examples=80, deadline=None)
+def test_equals_the_plain_resize(seed: int, classes: int, grid: tuple[int, int], more: tuple[int, int]) -> None:
+    scores = torch.randn(classes, *grid, generator=torch.Generator().manual_seed(seed))
+    height, width = grid[0] + more[0], grid[1] + more[1]
+    assert_equal(enlarge_argmax(scores.numpy(), height, width), plain(scores, height, width))
+
+
+def test_a_photo_of_12_megapixels_equals_the_plain_resize() -> None:
+    grid = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 128), indexing="ij"))
+    cat = 0.5 - (grid - torch.tensor([0.1, -0.3])[:, None, None]).norm(dim=0)
+    dog = 0.3 - (grid - torch.tensor([-0.2, 0.4])[:, None, None]).norm(dim=0)
+    logits = 8 * torch.stack([torch.zeros_like(cat), cat, dog])
+    square = F.pad(logits, (0, 0, 16, 16))
+    letterbox = Letterbox((3000, 4000), 128)
+    mask = letterbox.restore_mask(square)
+    assert_equal(mask, plain(logits, 3000, 4000))
+    assert set(np.unique(mask)) == {0, 1, 2}
+
+
+def test_no_border_no_work_and_ties_go_to_the_first_class() -> None:
+    scores = np.zeros((3, 4, 5), np.float32)
+    assert (enlarge_argmax(scores, 40, 50) == 0).all()
+    scores[2] = 1
+    assert (enlarge_argmax(scores, 40, 50) == 2).all()
+
+
+def test_a_class_that_wins_between_grid_points_only_is_found() -> None:
+    # At the left point class 0 wins, at the right one class 2; class 1 is second at both and first halfway.
+    scores = np.array([[[9, 0]], [[8, 8]], [[0, 9]]], np.float32)
+    assert set(np.unique(enlarge_argmax(scores, 1, 100))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("original_size", [(1000, 20), (20, 1000), (100, 1000), (40, 4000)])
+def test_uploads_too_narrow_to_be_enlarged_are_restored_too(
+    original_size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LARGE_PIXELS", 1)
+    letterbox = Letterbox(original_size, 64)
+    logits = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert_equal(letterbox.restore_mask(logits), letterbox.restore_logits(logits))
