@@ -14,7 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from models.base import describe_kind
-from models.checkpoint import CheckpointError
+from models.checkpoint import CheckpointError, load_checkpoint
+from models.onnx_export import ExportError, export_onnx
 from models.prompts import PromptKind
 from service import photo_cli
 from service.app import create_app
@@ -59,6 +60,21 @@ def serve(
 def openapi() -> None:
     """Print the OpenAPI document."""
     typer.echo(document_text(), nl=False)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file.")],
+    onnx: Annotated[Path, typer.Option(help="Folder for the graphs.")],
+) -> None:
+    """Write a checkpoint as ONNX graphs: one, or an encoder and a decoder where it takes a prompt. Extra: onnx."""
+    try:
+        exported = export_onnx(load_checkpoint(checkpoint), onnx)
+    except (CheckpointError, ExportError) as error:
+        fail(str(error))
+    for graph in exported:
+        size_mb = graph.path.stat().st_size / 1e6
+        typer.echo(f"wrote {graph.path} ({size_mb:.1f} MB), within {graph.largest_difference:.1g} of torch")
 
 
 def run_server(service_app: FastAPI, settings: Settings) -> None:

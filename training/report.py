@@ -75,8 +75,9 @@ def write_report(
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The one checkpoint that a run leaves in its folder."""
-    found = sorted(run.glob("*.safetensors"))
+    """The checkpoint that a run leaves in its folder, beside those of its earlier stages."""
+    paths = sorted(run.glob("*.safetensors"))
+    found = [path for path in paths if not any(path.stem.startswith(f"{other.stem}-") for other in paths)]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise ValueError(f"{run}: got checkpoints {names}, wanted one; finish the run with petseg-train train")

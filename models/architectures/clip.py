@@ -36,7 +36,7 @@ class Clip(FrozenClip):
             raise ValueError("got no zero_shot_prompts, wanted prompts for each class the model may pick itself")
         self._own_prompts = [text for texts in by_class.values() for text in texts]
         self._own_classes = [index for index, texts in enumerate(by_class.values()) for _ in texts]
-        self._own_tokens: Tensor | None = None
+        self._own: Tensor | None = None
 
     def prompt_tensors(self, prompt: Prompt, letterbox: Letterbox) -> PromptTensors:
         """`tokens` [77] int64; all zero where the model is to pick its own prompt."""
@@ -76,12 +76,14 @@ class Clip(FrozenClip):
         cosines = (image[:, None] * own).sum(-1)  # [B, P]; a matrix product would be bfloat16 under autocast and tie
         probabilities = (self.backbone.logit_scale * cosines).softmax(dim=1)
         classes = torch.tensor(self._own_classes, device=image.device)
-        by_class = torch.zeros(len(image), int(max(self._own_classes)) + 1, device=image.device)
+        by_class = torch.zeros(image.shape[0], int(max(self._own_classes)) + 1, device=image.device)
         best = by_class.index_add(1, classes, probabilities).argmax(dim=1)
         return probabilities.masked_fill(classes != best[:, None], -1).argmax(dim=1)
 
     def _own_embeddings(self, device: torch.device) -> Tensor:
-        """Unit embeddings [P, D] float32 of the own prompts; the backbone caches them."""
-        if self._own_tokens is None:
-            self._own_tokens = self.backbone.tokenize(self._own_prompts)
-        return F.normalize(self.backbone.encode_text(self._own_tokens.to(device)).float(), dim=1)
+        """Unit embeddings [P, D] float32 of the own prompts, made once: a constant where the network is exported."""
+        if self._own is None or self._own.device != device:
+            with torch.no_grad():
+                tokens = self.backbone.tokenize(self._own_prompts).to(device)
+                self._own = F.normalize(self.backbone.encode_text(tokens).float(), dim=1)
+        return self._own
