@@ -1,4 +1,4 @@
-"""The command line: `petseg serve` and `petseg openapi`, beside the commands of photo_cli.py."""
+"""The command line: `petseg serve` and `petseg openapi`, beside the commands of photo_cli.py and key_cli.py."""
 
 import asyncio
 import json
@@ -19,15 +19,17 @@ from fastapi import FastAPI
 from models.base import describe_kind
 from models.checkpoint import CheckpointError
 from models.prompts import PromptKind
-from service import photo_cli
+from service import key_cli, photo_cli
 from service.app import create_app
 from service.operation import create_operation_app
 from service.pipeline import Service
 from service.predictor import Predictor
+from service.protocol import bounded_protocol
 from service.settings import Settings, SettingsError, read_settings, variable
 
 app = typer.Typer(help="Cut cats and dogs out of photographs.", no_args_is_help=True, add_completion=False)
 app.add_typer(photo_cli.app)
+app.add_typer(key_cli.app, name="key")
 
 
 class OperationServer(uvicorn.Server):
@@ -105,15 +107,24 @@ def openapi() -> None:
 
 def run_server(service_app: FastAPI, settings: Settings) -> None:
     """Listen until a signal. Raises OSError where the operation port cannot be had."""
-    config = uvicorn.Config(
+    Server(service_app, server_config(service_app, settings), open_operation_port(settings)).run()
+
+
+def server_config(service_app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Uvicorn's own settings for the service's port."""
+    return uvicorn.Config(
         service_app,
         host=settings.host,
         port=settings.port,
+        http=bounded_protocol(settings),
+        ws="none",
         log_level="warning",
         access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )
-    Server(service_app, config, open_operation_port(settings)).run()
 
 
 def open_operation_port(settings: Settings) -> socket.socket | None:

@@ -32,13 +32,17 @@ async def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 
-@router.get("/healthz", responses=openapi.problem_responses())
+@router.get("/healthz", responses=openapi.problem_responses(is_open=True), openapi_extra=openapi.NO_KEY)
 async def check_health() -> Health:
     """Whether the process answers."""
     return Health()
 
 
-@router.get("/readyz", responses=openapi.problem_responses(errors.NotReady))
+@router.get(
+    "/readyz",
+    responses=openapi.problem_responses(errors.NotReady, is_open=True),
+    openapi_extra=openapi.NO_KEY,
+)
 async def check_readiness(service: ServiceDep) -> Health:
     """Whether all models are loaded and warm, and new work is taken."""
     if not service.is_ready:
