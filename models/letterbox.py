@@ -8,18 +8,17 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
+from models.image_files import FORMATS, MAX_FRAMES, ImageError, ImageTooLargeError, UnsupportedImageError, check_file
 from models.upsampling import enlarge_argmax
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Image formats that are read; told from the content, never from a file name."""
 
 Array = npt.NDArray[np.uint8]
 
@@ -28,18 +27,6 @@ _STRIP_PIXELS = 1 << 20
 
 _LARGE_PIXELS = 1 << 19
 """From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay."""
-
-
-class ImageError(ValueError):
-    """The bytes are not an image that can be segmented; the message says got, wanted and fix."""
-
-
-class UnsupportedImageError(ImageError):
-    """Not one of `FORMATS`, or damaged."""
-
-
-class ImageTooLargeError(ImageError):
-    """More pixels than allowed; told from the header before any pixel is decoded."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +138,7 @@ def _resize_in_strips(content: Tensor, height: int, width: int, rows: int) -> It
 
 
 def decode_image(
-    data: bytes, *, max_pixels: int = 1 << 26, at_least: int | None = None
+    data: bytes, *, max_pixels: int = 1 << 26, max_frames: int = MAX_FRAMES, at_least: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Upload bytes -> (upright RGB image, original (height, width)).
 
@@ -160,14 +147,15 @@ def decode_image(
     that is still at least twice it: the returned image is then smaller than the returned size. On smaller photos
     reduced decoding would change masks, so they are decoded whole.
 
-    Raises UnsupportedImageError for other or damaged content, ImageTooLargeError above `max_pixels`.
+    Raises UnsupportedImageError for other or damaged content, ImageTooLargeError above `max_pixels` or `max_frames`.
     """
     if not data:
         raise UnsupportedImageError("got 0 bytes, wanted an image; send the file's content")
+    name = check_file(data, max_frames)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=[name])
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageTooLargeError(
@@ -177,8 +165,11 @@ def decode_image(
                 scale = 2 * at_least / max(width, height)
                 image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
             image.load()
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            upright = ImageOps.exif_transpose(_to_rgb(image))
+            # Only this tag is asked for: the others may be long, and none matters here.
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            upright = _to_rgb(image)
+            if orientation in _UPRIGHT:
+                upright = upright.transpose(_UPRIGHT[orientation])
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -189,22 +180,39 @@ def decode_image(
         raise UnsupportedImageError(
             f"got {len(data)} bytes that do not decode as {', '.join(FORMATS)}; send a whole file of one of these"
         ) from error
-    return upright, ((width, height) if turned else (height, width))
+    return upright, ((width, height) if orientation in (5, 6, 7, 8) else (height, width))
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright."""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    exif = image.getexif()
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        peak = 65535.0 if values.max(initial=0) > 255 else 255.0
-        converted = Image.fromarray((values.clip(0, peak) * (255.0 / peak)).astype(np.uint8)).convert("RGB")
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        converted = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    else:
-        converted = image.convert("RGB")
-    converted.getexif().update(exif)
-    return converted
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(values: npt.NDArray[Any]) -> Array:
+    """Grey [H, W] of 16 or more bits -> uint8; a peak above 255 means 16 bits. In strips, which bounds memory."""
+    peak = 65535.0 if values.max(initial=0) > 255 else 255.0
+    grey = np.empty(values.shape, np.uint8)
+    rows = max(1, _STRIP_PIXELS // values.shape[1])
+    for start in range(0, len(values), rows):
+        strip = slice(start, start + rows)
+        grey[strip] = values[strip].astype(np.float64).clip(0, peak) * (255.0 / peak)
+    return grey
 
 
 def image_tensor(square: Array) -> Tensor:

@@ -15,6 +15,8 @@ from models.engine import EngineError
 from models.engine_choice import EngineOptions, available_cpus, build_engines
 from models.prompts import PromptKind
 from service import documentation, label_studio_routes, operation, page
+from service.admission import Admission
+from service.api_keys import KeyFileError, KeyRing
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.gauges import ServiceCollector
@@ -54,6 +56,10 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     settings = share_cpus(settings, device)
     if device.type == "cpu":
         torch.set_num_threads(settings.stream_threads)
+    try:
+        keys = KeyRing(settings.keys) if settings.keys is not None else None
+    except KeyFileError as error:
+        raise SettingsError(f"{variable('keys')}: {error}") from error
     loaded = load_folder(settings.checkpoints) if checkpoints is None else checkpoints
 
     app = PetsegApp(
@@ -72,6 +78,7 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     app.state.metrics = Metrics()
     app.state.label_studio_images = LabelStudioImages(settings)
     app.state.tracing = create_tracing(settings)
+    app.add_middleware(Admission, settings=settings, keys=keys)
     app.add_middleware(RequestContext, metrics=app.state.metrics, tracing=app.state.tracing)
     add_security_headers(app, settings.cors_origins)
     add_handlers(app)
@@ -175,6 +182,7 @@ def build_predictors(
             engine,
             none if checkpoint.model.prompt_kind is PromptKind.NONE else cache,
             max_pixels=settings.max_pixels,
+            max_frames=settings.max_frames,
         )
         for checkpoint, engine in zip(checkpoints, engines, strict=True)
     ]

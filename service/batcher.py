@@ -29,6 +29,14 @@ class QueueFullError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class QueueTimeoutError(Exception):
+    """No worker has taken the item for as long as it may wait."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__("the item waited in the queue for as long as it may")
+        self.retry_after_s = retry_after_s
+
+
 class DeadlineExceededError(TimeoutError):
     """The item's deadline passed before its result was there."""
 
@@ -99,11 +107,12 @@ class Batcher(Generic[Item, Result]):
     def __len__(self) -> int:
         return len(self._queue)
 
-    async def submit(self, item: Item, deadline: float = math.inf) -> Batched[Result]:
+    async def submit(self, item: Item, deadline: float = math.inf, max_queue_s: float = math.inf) -> Batched[Result]:
         """The result of `item`, run in some batch.
 
-        deadline: on the clock of `time.monotonic()`. Raises QueueFullError at once, DeadlineExceededError when it
-        passes, BatcherClosedError after `close`, and whatever `run` raises for this item.
+        deadline: on the clock of `time.monotonic()`. Raises QueueFullError at once, QueueTimeoutError where the item
+        has not begun within `max_queue_s`, DeadlineExceededError when the deadline passes, BatcherClosedError after
+        `close`, and whatever `run` raises for this item.
         """
         loop = asyncio.get_running_loop()
         entry: _Entry[Item, Result] = _Entry(item, deadline, loop, loop.create_future())
@@ -114,6 +123,7 @@ class Batcher(Generic[Item, Result]):
                 raise QueueFullError(self.queue_size, self.retry_after_s())
             self._queue[id(entry)] = entry
             self._changed.notify()
+        patience = None if max_queue_s == math.inf else loop.call_later(max_queue_s, self._give_up, entry)
         try:
             async with asyncio.timeout(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
                 return await entry.future
@@ -123,10 +133,19 @@ class Batcher(Generic[Item, Result]):
             raise DeadlineExceededError("the deadline passed before the result was there") from None
         finally:
             entry.is_gone = True
+            if patience is not None:
+                patience.cancel()
             with self._changed:
                 self._queue.pop(id(entry), None)
             if entry.future.done() and not entry.future.cancelled():
                 entry.future.exception()  # counts as retrieved, also when the caller was cancelled just now
+
+    def _give_up(self, entry: _Entry[Item, Result]) -> None:
+        """Fail an entry that still waits for a worker."""
+        with self._changed:
+            is_waiting = self._queue.pop(id(entry), None) is not None
+        if is_waiting and not entry.future.done():
+            entry.future.set_exception(QueueTimeoutError(self.retry_after_s()))
 
     def retry_after_s(self) -> int:
         """Whole seconds, at least 1, until about half of the queue is done."""

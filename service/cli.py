@@ -1,4 +1,4 @@
-"""The command line: `petseg serve` and `petseg openapi`, beside the commands of photo_cli.py."""
+"""The command line: `petseg serve` and `petseg openapi`, beside the commands of photo_cli.py and key_cli.py."""
 
 import json
 import logging
@@ -17,10 +17,11 @@ from models.base import describe_kind
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.onnx_export import ExportError, export_onnx
 from models.prompts import PromptKind
-from service import photo_cli
+from service import key_cli, photo_cli
 from service.app import create_app
 from service.logs import configure_logging
 from service.predictor import Predictor
+from service.protocol import bounded_protocol
 from service.server import Server
 from service.settings import Settings, SettingsError, read_settings, variable
 
@@ -28,6 +29,7 @@ logger = logging.getLogger("petseg.cli")
 
 app = typer.Typer(help="Cut cats and dogs out of photographs.", no_args_is_help=True, add_completion=False)
 app.add_typer(photo_cli.app)
+app.add_typer(key_cli.app, name="key")
 
 
 @app.command()
@@ -79,18 +81,27 @@ def export(
 
 def run_server(service_app: FastAPI, settings: Settings) -> None:
     """Listen until a signal, then end the process. Raises OSError where the operation port cannot be had."""
-    config = uvicorn.Config(
-        service_app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        log_config=None,
-    )
-    server = Server(service_app, config, open_operation_port(settings))
+    server = Server(service_app, server_config(service_app, settings), open_operation_port(settings))
     server.run()
     logger.info("stopped")
     leave(1 if server.is_dead else 0)
+
+
+def server_config(service_app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Uvicorn's own settings for the service's port."""
+    return uvicorn.Config(
+        service_app,
+        host=settings.host,
+        port=settings.port,
+        http=bounded_protocol(settings),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+    )
 
 
 def leave(code: int) -> NoReturn:

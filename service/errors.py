@@ -1,10 +1,12 @@
 """Every failure the service answers with, as RFC 9457 problem JSON, and the handlers that render them.
 
 Problem
-  NotFound 404            UnknownModel 404        MethodNotAllowed 405    ImageGone 410
-  BodyTooLarge 413        ImageTooLarge 413       UnsupportedBody 415     UnsupportedImage 415
-  InvalidRequest 422      PromptMismatch 422      ImageIdNotKept 422      InternalError 500
-  ImageNotFetched 502     Overloaded 503          NotReady 503            DeadlineExceeded 504
+  Unauthorized 401        NotFound 404            UnknownModel 404        MethodNotAllowed 405
+  BodyTooSlow 408         ImageGone 410           BodyTooLarge 413        ImageTooLarge 413
+  UnsupportedBody 415     UnsupportedImage 415    InvalidRequest 422      PromptMismatch 422
+  ImageIdNotKept 422      QuotaExceeded 429       TooManyAtOnce 429       HeadersTooLarge 431
+  InternalError 500       ImageNotFetched 502     Overloaded 503          NotReady 503
+  DeadlineExceeded 504
 """
 
 import http
@@ -54,6 +56,13 @@ class Problem(Exception):  # noqa: N818 - the RFC's own word
         return document | ({"errors": self.errors} if self.errors else {})
 
 
+class Unauthorized(Problem):
+    """No API key, or one that is not known."""
+
+    slug, title, status = "unauthorized", "API key needed", 401
+    about = "The server takes API keys. Send yours as Authorization: Bearer KEY or as X-API-Key: KEY."
+
+
 class NotFound(Problem):
     """No such address."""
 
@@ -73,6 +82,13 @@ class MethodNotAllowed(Problem):
 
     slug, title, status = "method-not-allowed", "Method not allowed", 405
     about = "The address does not take this HTTP method. The Allow header names the ones it takes."
+
+
+class BodyTooSlow(Problem):
+    """The body did not come in time."""
+
+    slug, title, status = "body-too-slow", "Body too slow", 408
+    about = "The request body did not arrive in time. Send it again over a faster connection, or send a smaller photo."
 
 
 class ImageGone(Problem):
@@ -134,6 +150,30 @@ class ImageIdNotKept(Problem):
     about = "This model keeps nothing between requests, so an image id cannot stand in for the image. Send the image."
 
 
+class QuotaExceeded(Problem):
+    """More requests than the client's quota."""
+
+    slug, title, status = "quota-exceeded", "Request quota exceeded", 429
+    about = (
+        "The caller has used up its requests for now. Try again after the seconds in the Retry-After header; "
+        "RateLimit-Policy and RateLimit say what the quota is and what is left of it."
+    )
+
+
+class TooManyAtOnce(Problem):
+    """More requests in flight than one client may have."""
+
+    slug, title, status = "too-many-at-once", "Too many requests at once", 429
+    about = "The caller has too many requests in flight. Wait for an answer before sending the next."
+
+
+class HeadersTooLarge(Problem):
+    """More bytes of request line and headers than allowed."""
+
+    slug, title, status = "headers-too-large", "Request headers too large", 431
+    about = "The request line and headers have more bytes than the server takes. Put long fields into a form."
+
+
 class InternalError(Problem):
     """A defect of the service; the log has the trace."""
 
@@ -149,10 +189,10 @@ class ImageNotFetched(Problem):
 
 
 class Overloaded(Problem):
-    """More work than the queue holds."""
+    """More work than the server or a model's queue holds."""
 
     slug, title, status = "overloaded", "Overloaded", 503
-    about = "The model's queue is full. Try again after the seconds in the Retry-After header."
+    about = "The server holds all the work that it may. Try again after the seconds in the Retry-After header."
 
 
 class NotReady(Problem):

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from models.prompts import PointPrompt, Prompt, TextPrompt
 from service.errors import BodyTooLarge, InvalidRequest, UnsupportedBody, pointer
 from service.schemas import BatchFields, SegmentFields
+from service.settings import Settings
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -67,19 +68,17 @@ async def read_batch(request: Request, max_body_bytes: int, max_images: int) -> 
     return uploads, fields
 
 
-def read_prompt(fields: SegmentFields) -> Prompt:
-    """The prompt that the fields carry, or None."""
+def read_prompt(fields: SegmentFields, settings: Settings) -> Prompt:
+    """The prompt that the fields carry, within the limits of `settings`, or None."""
     clicks = [name for name in ("points", "x", "y") if getattr(fields, name) is not None]
     if fields.text is not None:
         if clicks:
             raise _invalid("text", f"got text and {' and '.join(clicks)}; a model takes one kind of prompt, send one")
-        if not fields.text.strip():
-            raise _invalid("text", "got blank text, wanted words such as a photo of a Siamese cat; or leave it out")
-        return TextPrompt(fields.text.strip())
+        return read_text(fields.text, settings.max_text_characters)
     if fields.points is not None:
         if len(clicks) > 1:
             raise _invalid("points", "got points and x, y; put all clicks into points")
-        return parse_points(fields.points)
+        return parse_points(fields.points, settings.max_points, settings.max_json_depth)
     if fields.x is not None and fields.y is not None:
         return PointPrompt(((fields.x, fields.y),), (1,))
     if clicks:
@@ -88,15 +87,28 @@ def read_prompt(fields: SegmentFields) -> Prompt:
     return None
 
 
-def parse_points(text: str) -> PointPrompt:
+def read_text(text: str, max_characters: int) -> TextPrompt:
+    """The text prompt, without the space around it."""
+    if len(text) > max_characters:
+        raise _invalid("text", f"got a text of {len(text)} characters, wanted at most {max_characters}; shorten it")
+    if not text.strip():
+        raise _invalid("text", "got blank text, wanted words such as a photo of a Siamese cat; or leave it out")
+    return TextPrompt(text.strip())
+
+
+def parse_points(text: str, max_points: int, max_depth: int) -> PointPrompt:
     """JSON [[x, y], ...] or [[x, y, label], ...] -> clicks; the label is 1 where it is left out."""
     wanted = "wanted JSON such as [[120, 80, 1], [30, 40, 0]]: x, y in pixels, then 1 on the animal or 0 not"
+    if (depth := count_depth(text)) > max_depth:
+        raise _invalid("points", f"got brackets {depth} deep, wanted at most {max_depth}; {wanted}")
     try:
         rows = json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _invalid("points", f"got {_shorten(text)}, which is no JSON; {wanted}") from None
     if not isinstance(rows, list):
         raise _invalid("points", f"got {_shorten(text)}; {wanted}")
+    if len(rows) > max_points:
+        raise _invalid("points", f"got {len(rows)} points; give 1 to {max_points}")
     points, labels = [], []
     for index, row in enumerate(rows):
         if not (isinstance(row, list) and len(row) in (2, 3) and all(_is_number(value) for value in row)):
@@ -107,6 +119,18 @@ def parse_points(text: str) -> PointPrompt:
         return PointPrompt(tuple(points), tuple(labels))
     except ValueError as error:
         raise _invalid("points", str(error)) from error
+
+
+def count_depth(text: str) -> int:
+    """How deep brackets stand within brackets, told without parsing; those within strings count too."""
+    depth = deepest = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
 
 
 async def _read(
@@ -152,6 +176,7 @@ async def _read_multipart(
                 if name != "image":
                     raise _invalid(name, f"got a file part named {_shorten(name)}, wanted image; rename the part")
                 uploads.append(Upload(value.filename or "", value.file.read()))
+                value.file.close()  # at once: a batch would otherwise be in memory twice
             elif name == "image":
                 raise _invalid("image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg")
             else:

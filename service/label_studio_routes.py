@@ -88,6 +88,7 @@ async def predict(
     body = await read_json(request, PredictRequest, settings.max_batch_body_bytes)
     if len(body.tasks) > settings.max_batch_images:
         raise errors.InvalidRequest(f"got {len(body.tasks)} tasks, wanted at most {settings.max_batch_images}")
+    request.state.visit.charge(len(body.tasks) - 1)
     labelling = read_labelling(body.label_config, pipeline.predictor.class_names)
     clicks, chosen = read_clicks(body.params.context if body.params is not None else None)
     takes_clicks = pipeline.predictor.model.prompt_kind is PromptKind.POINTS

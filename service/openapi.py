@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.errors import MEDIA_TYPE, Problem
+from service.errors import MEDIA_TYPE, Overloaded, Problem, QuotaExceeded, TooManyAtOnce, Unauthorized
 from service.label_studio import PredictRequest, SetupRequest
 from service.schemas import BatchAnswer, BatchFields, BatchProblem, GeoJson, ProblemBody, SegmentAnswer, SegmentFields
 
@@ -16,6 +16,35 @@ Json = dict[str, Any]
 _BODIES: tuple[type[BaseModel], ...] = (SegmentAnswer, GeoJson, BatchAnswer, BatchProblem, ProblemBody)
 _JSON_REQUESTS: tuple[type[BaseModel], ...] = (SetupRequest, PredictRequest)
 _BINARY: Json = {"type": "string", "format": "binary"}
+_ADMISSION: tuple[type[Problem], ...] = (Unauthorized, QuotaExceeded, TooManyAtOnce, Overloaded)
+
+
+def _text_header(description: str) -> Json:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+_RETRY_AFTER = {"Retry-After": _text_header("seconds to wait")}
+_HEADERS: dict[int, Json] = {
+    401: {"WWW-Authenticate": _text_header("the Bearer scheme")},
+    429: _RETRY_AFTER
+    | {
+        "RateLimit-Policy": _text_header("the quota: q requests in each window of w seconds"),
+        "RateLimit": _text_header("what is left of it: r requests; t seconds until it is whole again"),
+    },
+    503: _RETRY_AFTER,
+}
+"""Headers of problems by status."""
+
+_SECURITY_SCHEMES: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_SECURITY: list[Json] = [{}, {"bearer": []}, {"header": []}]
+"""A key in one of two places, or none where the server has no keys set."""
+
+NO_KEY: Json = {"security": []}
+"""`openapi_extra` of a route that is answered without a key."""
+
 _FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
 
 
@@ -35,21 +64,29 @@ class PetsegApp(FastAPI):
             pairs += [(body, "validation") for body in _JSON_REQUESTS]
             schemas |= models_json_schema(pairs, ref_template="#/components/schemas/{model}")[1]["$defs"]
             document["components"]["schemas"] = dict(sorted(schemas.items()))
+            document["components"]["securitySchemes"] = _SECURITY_SCHEMES
+            document["security"] = _SECURITY
             self.openapi_schema = document
         return self.openapi_schema
 
 
-def problem_responses(*problems: type[Problem]) -> dict[int | str, Json]:
-    """`responses` of a route that may answer with `problems`, by status, and `default` for all others."""
+def problem_responses(*problems: type[Problem], is_open: bool = False) -> dict[int | str, Json]:
+    """`responses` of a route that may answer with `problems`, by status, and `default` for all others.
+
+    is_open: the route passes no admission, as probes do not.
+    """
     content = {MEDIA_TYPE: {"schema": reference(ProblemBody)}}
     responses: dict[int | str, Json] = {}
-    for problem in problems:
+    told: set[type[Problem]] = set()
+    for problem in (*problems, *(() if is_open else _ADMISSION)):
+        if problem in told:
+            continue
+        told.add(problem)
         said = responses.get(problem.status, {}).get("description")
         title = f"{problem.title} (`/problems/{problem.slug}`)"
         responses[problem.status] = {"description": f"{said}; {title}" if said else title, "content": content}
-        if problem.status == 503:
-            seconds = {"description": "seconds to wait", "schema": {"type": "string"}}
-            responses[problem.status]["headers"] = {"Retry-After": seconds}
+        if headers := _HEADERS.get(problem.status):
+            responses[problem.status]["headers"] = headers
     responses["default"] = {"description": "Any other problem", "content": content}
     return responses
 

@@ -32,7 +32,11 @@ async def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 
-@router.get("/healthz", responses=openapi.problem_responses(errors.NotReady))
+@router.get(
+    "/healthz",
+    responses=openapi.problem_responses(errors.NotReady, is_open=True),
+    openapi_extra=openapi.NO_KEY,
+)
 async def check_health(request: Request) -> Health:
     """Whether the process answers, or waiting may mend it; if not, it wants to be started anew."""
     service: Service | None = getattr(request.app.state, "service", None)
@@ -41,7 +45,11 @@ async def check_health(request: Request) -> Health:
     return Health()
 
 
-@router.get("/readyz", responses=openapi.problem_responses(errors.NotReady))
+@router.get(
+    "/readyz",
+    responses=openapi.problem_responses(errors.NotReady, is_open=True),
+    openapi_extra=openapi.NO_KEY,
+)
 async def check_readiness(service: ServiceDep) -> Health:
     """Whether all models are loaded and warm, and new work is taken."""
     if service.is_ready:

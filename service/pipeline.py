@@ -15,7 +15,14 @@ from typing import Generic, ParamSpec, TypeVar
 
 from models.prompts import Prompt
 from service.batch_size import find_batch_size
-from service.batcher import Batched, Batcher, BatcherClosedError, DeadlineExceededError, QueueFullError
+from service.batcher import (
+    Batched,
+    Batcher,
+    BatcherClosedError,
+    DeadlineExceededError,
+    QueueFullError,
+    QueueTimeoutError,
+)
 from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, Problem
 from service.forward_passes import ForwardPasses, OutOfDeviceMemoryError
 from service.metrics import CANCELLED, OK, Metrics, ModelMetrics
@@ -188,7 +195,7 @@ class Pipeline:
         """The prediction from the device thread; one that never comes counts as waiting all the while."""
         asked_at = time.perf_counter()
         try:
-            batched = await self.batcher.submit(prepared, deadline)
+            batched = await self.batcher.submit(prepared, deadline, self._settings.max_queue_s)
         except BaseException:
             stages.append(Stage(QUEUE, asked_at, time.perf_counter()))
             raise
@@ -203,6 +210,12 @@ class Pipeline:
             yield
         except QueueFullError as error:
             raise self._overloaded(error.retry_after_s) from error
+        except QueueTimeoutError as error:
+            raise Overloaded(
+                f"got no turn with {self.name} within {self._settings.max_queue_s:g} s; "
+                f"try again in {error.retry_after_s} s",
+                headers={"Retry-After": str(error.retry_after_s)},
+            ) from error
         except OutOfDeviceMemoryError as error:
             raise self._out_of_memory() from error
         except BatcherClosedError as error:

@@ -7,13 +7,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from models.base import Features, PromptMismatchError, describe_kind
 from models.checkpoint import Checkpoint
 from models.engine import Engine
-from models.letterbox import ImageTooLargeError, Letterbox, UnsupportedImageError, decode_image, image_tensor
+from models.image_files import MAX_FRAMES, ImageTooLargeError, UnsupportedImageError
+from models.letterbox import Letterbox, decode_image, image_tensor
 from models.prompts import PointPrompt, Prompt, PromptTensors
 from service.embedding_cache import EmbeddingCache
 from service.errors import (
@@ -84,11 +86,13 @@ class Predictor:
         cache: EmbeddingCache[KeptImage],
         *,
         max_pixels: int = 1 << 26,
+        max_frames: int = MAX_FRAMES,
     ) -> None:
         self.checkpoint = checkpoint
         self.engine = engine
         self.cache = cache
         self.max_pixels = max_pixels
+        self.max_frames = max_frames
         self.model = checkpoint.model
         self.encoder_digest = self.model.encoder_digest() or checkpoint.digest
         self.image_size = self.model.config.image_size
@@ -139,9 +143,13 @@ class Predictor:
         encode_s = encoded_at - started_at if has_encoded else 0.0
         return [Prediction(row, text, encode_s, decode_s) for row, text in zip(logits, chosen, strict=True)]
 
+    def decode(self, upload: bytes, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+        """`decode_image` within this service's limits."""
+        return decode_image(upload, max_pixels=self.max_pixels, max_frames=self.max_frames, at_least=at_least)
+
     def _read_image(self, upload: bytes) -> tuple[Tensor, Letterbox]:
         try:
-            photo, original_size = decode_image(upload, max_pixels=self.max_pixels, at_least=self.image_size)
+            photo, original_size = self.decode(upload, at_least=self.image_size)
         except ImageTooLargeError as error:
             raise ImageTooLarge(str(error)) from error
         except UnsupportedImageError as error:

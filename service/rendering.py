@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from models.letterbox import Array, decode_image
+from models.letterbox import Array
 from models.prompts import PointPrompt, Prompt, TextPrompt
 from service import masks, outlines
 from service.predictor import Prediction, Predictor, Prepared
@@ -61,7 +61,7 @@ def drawer(
             return (
                 draw_outlines(output, mask, found, tolerance) if output in OUTLINES else Drawing(segments=tuple(found))
             )
-        photo, _ = decode_image(prepared.upload, max_pixels=predictor.max_pixels)
+        photo, _ = predictor.decode(prepared.upload)
         return Drawing(masks.draw_overlay(photo, mask) if output is Output.OVERLAY else masks.draw_cutout(photo, mask))
 
     return draw

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Depends
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from models.prompts import TextPrompt
 from service import errors, openapi, rendering
 from service.batches import Finished, entry_names, segment_all, zip_archive
-from service.forms import read_batch, read_prompt, read_segment
+from service.forms import read_batch, read_prompt, read_segment, read_text
 from service.operation import ServiceDep
 from service.pipeline import Photo, Pipeline, Segmented, not_ready
 from service.rendering import Drawing, drawer
@@ -64,6 +63,7 @@ OpenPipelineDep = Annotated[Pipeline, Depends(hold_pipeline)]
 
 _SEGMENT_PROBLEMS = openapi.problem_responses(
     errors.UnknownModel,
+    errors.BodyTooSlow,
     errors.ImageGone,
     errors.BodyTooLarge,
     errors.ImageTooLarge,
@@ -79,6 +79,7 @@ _SEGMENT_PROBLEMS = openapi.problem_responses(
 )
 _BATCH_PROBLEMS = openapi.problem_responses(
     errors.UnknownModel,
+    errors.BodyTooSlow,
     errors.BodyTooLarge,
     errors.UnsupportedBody,
     errors.InvalidRequest,
@@ -101,7 +102,7 @@ async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceD
     pipeline.check_room()
     upload, fields = await read_segment(request, service.settings.max_body_bytes)
     record.note_received()
-    prompt = read_prompt(fields)
+    prompt = read_prompt(fields, service.settings)
     record.output = output = choose_output(request, fields.output, fields.rle)
     refuse_idle_tolerance(fields.tolerance, output)
     record.photos = 1
@@ -128,7 +129,8 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep, service: Se
     settings, record = service.settings, record_of(request)
     uploads, fields = await read_batch(request, settings.max_batch_body_bytes, settings.max_batch_images)
     record.note_received()
-    prompt = TextPrompt(fields.text) if fields.text else None
+    request.state.visit.charge(len(uploads) - 1)
+    prompt = read_text(fields.text, settings.max_text_characters) if fields.text is not None else None
     pipeline.predictor.check_prompt(prompt)
     record.output = output = choose_batch_output(request, fields.output, fields.rle)
     record.photos = len(uploads)
@@ -189,6 +191,7 @@ async def get_model(pipeline: PipelineDep) -> ModelDetails:
     tags=["operation"],
     response_class=PlainTextResponse,
     responses=openapi.problem_responses(errors.NotFound),
+    openapi_extra=openapi.NO_KEY,
 )
 async def explain_problem(slug: str) -> PlainTextResponse:
     """What a problem type means and what to do about it."""

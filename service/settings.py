@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.backbone_file import BACKBONE_FOLDER_VARIABLE
 from models.checkpoint import CHECKPOINT_FOLDER
 from models.engine_choice import EngineName, PrecisionName, default_cache_folder
+from models.image_files import MAX_FRAMES
+from models.prompts import MAX_POINTS
 from service.client_requests import API_KEY_VARIABLE, SERVER_VARIABLE
 
 PREFIX = "PETSEG_"
@@ -77,6 +79,8 @@ class Settings(BaseSettings):
     """How long an idle device waits for a batch to fill; 0 never waits."""
     queue_size: int = Field(128, ge=1)
     """Requests one model holds, from decoding to drawing; more are refused with 503."""
+    max_queue_s: float = Field(15.0, gt=0)
+    """Seconds that a photo may wait for its turn with a model; later is 503."""
     deadline_s: float = Field(30.0, gt=0)
     """Seconds from a request's last byte to its answer; later is 504."""
     drain_s: float = Field(20.0, ge=0)
@@ -91,6 +95,30 @@ class Settings(BaseSettings):
     exit_when_dead: bool = False
     """End with exit code 1 where /healthz would be false: for docker compose and systemd, which look at exits alone."""
 
+    keys: Path | None = None
+    """File of API keys, made by `petseg key new`; every caller then needs one. None lets everyone in."""
+    requests_per_minute: int = Field(0, ge=0)
+    """Of each key, or without keys of each address; one photo of a batch counts as one. 0 is no limit."""
+    trusted_proxies: Words = ()
+    """Addresses of proxies whose X-Forwarded-For tells the caller's address."""
+
+    max_connections: int = Field(4096, ge=1)
+    """Open connections; more are dropped without an answer."""
+    max_header_bytes: int = Field(32 << 10, ge=256)
+    """Request line and headers; more is 431."""
+    header_timeout_s: float = Field(10.0, gt=0)
+    """Seconds from a connection's opening, or a request's first byte, to the end of the headers; then it is closed."""
+    write_timeout_s: float = Field(30.0, gt=0)
+    """Seconds that a client may read nothing of a waiting answer; then the connection is closed."""
+    max_requests: int = Field(1024, ge=1)
+    """Requests in flight; more are refused with 503."""
+    max_client_requests: int = Field(256, ge=1)
+    """Requests in flight of one key, or without keys of one address; more are refused with 429."""
+    body_timeout_s: float = Field(20.0, gt=0)
+    """Seconds in which a body must come, and one more for each `min_body_bytes_per_s` of it that has; then 408."""
+    min_body_bytes_per_s: int = Field(64 << 10, ge=1)
+    max_held_bytes: int = Field(1 << 30, ge=1)
+    """Bodies of all requests in flight together; more are refused with 503."""
     max_body_bytes: int = Field(32 << 20, ge=1)
     """Body of one /segment/{model} request."""
     max_batch_body_bytes: int = Field(256 << 20, ge=1)
@@ -98,6 +126,14 @@ class Settings(BaseSettings):
     max_batch_images: int = Field(256, ge=1)
     max_pixels: int = Field(1 << 26, ge=1)
     """Pixels of one photo, judged from its header before decoding."""
+    max_points: int = Field(MAX_POINTS, ge=1, le=MAX_POINTS)
+    """Clicks of one request."""
+    max_text_characters: int = Field(500, ge=1, le=500)
+    """Of a text prompt."""
+    max_json_depth: int = Field(4, ge=2, le=64)
+    """Brackets within brackets of a JSON field, counted before it is parsed; clicks need 2."""
+    max_frames: int = Field(MAX_FRAMES, ge=1)
+    """Frames of one photo's file; the first is segmented, the others are counted without decoding them."""
     cache_bytes: int = Field(256 << 20, ge=0)
     """Memory for the features of photos that may be clicked again; 0 keeps none."""
 

@@ -17,7 +17,8 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from models.letterbox import FORMATS, Array, ImageError, decode_image
+from models.image_files import FORMATS, ImageError
+from models.letterbox import Array, decode_image
 
 OfficialList = Literal["list", "trainval", "test"]
 

@@ -155,7 +155,9 @@ INVALID: list[tuple[dict[str, str], str, str]] = [
     ({"text": ""}, "#/text", "got ''; String should have at least 1 character"),
     ({"text": "x" * 501}, "#/text", "String should have at most 500 characters"),
     ({"points": "here"}, "#/points", "got 'here', which is no JSON; wanted JSON such as [[120, 80, 1]"),
-    ({"points": "[" * 3000}, "#/points", "which is no JSON"),
+    ({"points": "[" * 3000}, "#/points", "got brackets 3000 deep, wanted at most 4; wanted JSON such as"),
+    ({"points": "[" * 5 + "1" + "]" * 5}, "#/points", "got brackets 5 deep, wanted at most 4"),
+    ({"points": "[" * 4 + "1" + "]" * 4}, "#/points/0", "got '[[[1]]]'; wanted JSON such as"),
     ({"points": "{}"}, "#/points", "got '{}'; wanted JSON such as"),
     ({"points": "[]"}, "#/points", "got 0 points; give 1 to 64"),
     ({"points": str([[1, 1]] * 65)}, "#/points", "got 65 points; give 1 to 64"),
@@ -272,6 +274,64 @@ class TestDeadline:
             assert "got no answer from stuck within 0.15 s" in problem(response, "deadline-exceeded")["detail"]
 
 
+class TestTimeInQueue:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(image_threads=2, max_queue_s=0.15)
+
+    async def test_no_turn_in_time(
+        self, client: httpx.AsyncClient, app: FastAPI, checkpoints: list[Checkpoint]
+    ) -> None:
+        model = stuck(checkpoints)
+        model.decoded_rows.clear()
+        model.is_free.clear()
+        running = asyncio.ensure_future(post(client, "stuck"))
+        await until(lambda: model.decoded_rows == [1])
+        waiting = await post(client, "stuck")
+        assert "got no turn with stuck within 0.15 s; try again in 1 s" in problem(waiting, "overloaded")["detail"]
+        assert waiting.headers["retry-after"] == "1"
+        model.is_free.set()
+        assert (await running).status_code == 200  # what has begun is not cut short
+        assert model.decoded_rows == [1]
+
+
+class TestNarrowLimits:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(image_threads=1, max_points=2, max_text_characters=10, max_json_depth=2, max_frames=2)
+
+    @pytest.mark.parametrize(
+        ("model", "fields", "past", "said"),
+        [
+            ("click", {"points": "[[1,1],[2,2]]"}, {"points": "[[1,1],[2,2],[3,3]]"}, "got 3 points; give 1 to 2"),
+            ("click", {"points": "[[1,1]]"}, {"points": "[[[1]]]"}, "got brackets 3 deep, wanted at most 2"),
+            ("text", {"text": "a dog, sad"}, {"text": "a dog, sad?"}, "got a text of 11 characters, wanted at most 10"),
+        ],
+    )
+    async def test_at_the_limit_and_one_past(
+        self, client: httpx.AsyncClient, model: str, fields: dict[str, str], past: dict[str, str], said: str
+    ) -> None:
+        assert (await post(client, model, **fields)).status_code == 200
+        refused = problem(await post(client, model, **past), "invalid-request")
+        assert said in refused["detail"]
+        (name,) = past
+        assert refused["errors"][0]["pointer"] == f"#/{name}"
+
+    async def test_the_text_of_a_batch_has_the_same_limit(self, client: httpx.AsyncClient) -> None:
+        files = {"image": encode(picture())}
+        for text, status in (("a dog, sad", 200), ("a dog, sad?", 422), ("  ", 422)):
+            response = await client.post("/segment/text/batch", files=files, data={"text": text})
+            assert response.status_code == status
+
+    async def test_frames(self, client: httpx.AsyncClient) -> None:
+        frames = [picture(seed=seed) for seed in (0, 300, 600)]
+        for count, status in ((2, 200), (3, 413)):
+            data = encode(frames[0], "PNG", save_all=True, append_images=frames[1:count])
+            response = await client.post("/segment/colour", content=data, headers=PNG)
+            assert response.status_code == status
+        assert "got a PNG of 3 frames or more, wanted at most 2" in problem(response, "image-too-large")["detail"]
+
+
 async def test_not_ready_while_draining(client: httpx.AsyncClient, app: FastAPI, checkpoints: list[Checkpoint]) -> None:
     stuck(checkpoints).is_free.clear()
     accepted = asyncio.ensure_future(post(client, "stuck"))
@@ -322,8 +382,9 @@ async def test_a_client_that_hangs_up_frees_its_place(
 
 
 async def test_every_problem_type_has_a_page(client: httpx.AsyncClient) -> None:
-    assert len(errors.PROBLEMS) == 15
+    told = " ".join((errors.__doc__ or "").split())
     for slug, kind in errors.PROBLEMS.items():
+        assert f" {kind.__name__} {kind.status}" in told
         response = await client.get(f"/problems/{slug}")
         assert response.status_code == 200
         assert response.text == f"{kind.title} (HTTP {kind.status})\n\n{kind.about}\n"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, BatcherClosedError, DeadlineExceededError, QueueFullError
+from service.batcher import Batcher, BatcherClosedError, DeadlineExceededError, QueueFullError, QueueTimeoutError
 from service.turns import Turns
 
 pytestmark = pytest.mark.anyio
@@ -185,6 +185,31 @@ async def test_a_deadline_ends_the_wait_in_the_queue_and_in_the_run() -> None:
         await running
     gate.is_open.set()
     assert (await batcher.submit(2)).result == 4
+    await batcher.close()
+    assert [1] not in gate.batches
+
+
+async def test_an_item_that_gets_no_turn_in_time_leaves_and_one_that_has_begun_stays() -> None:
+    gate = Gate()
+    batcher = make(gate)
+    running = await hold(gate, batcher)
+    with pytest.raises(QueueTimeoutError):
+        await batcher.submit(1, max_queue_s=0.05)
+    assert len(batcher) == 0
+    gate.is_open.set()
+    await running
+    running = await hold(gate, batcher)
+    begun = asyncio.ensure_future(batcher.submit(2, max_queue_s=0.3))
+    gate.is_open.set()
+    assert (await begun).result == 4
+    gate.is_open.clear()
+    gate.has_begun.clear()
+    slow = asyncio.ensure_future(batcher.submit(3, max_queue_s=0.05))
+    assert await asyncio.to_thread(gate.has_begun.wait, 10)
+    await asyncio.sleep(0.1)
+    gate.is_open.set()
+    assert (await slow).result == 6
+    await running
     await batcher.close()
     assert [1] not in gate.batches
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.letterbox import ImageTooLargeError, Letterbox, UnsupportedImageError, decode_image, image_tensor
+from models.image_files import ImageTooLargeError, UnsupportedImageError
+from models.letterbox import Letterbox, decode_image, image_tensor
 
 sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
 

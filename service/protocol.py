@@ -1,0 +1,182 @@
+"""One TCP connection within bounds: uvicorn's HTTP protocol with the clocks and sizes that it lacks.
+
+For clients that open connections and say nothing, say it slowly, say too much before the body, or do not listen to the
+answer. What happens between a request's headers and its answer is the admission's and the pipeline's to bound.
+"""
+
+import asyncio
+import http
+import json
+import logging
+import uuid
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import MEDIA_TYPE, HeadersTooLarge, InvalidRequest, Problem
+from service.settings import Settings
+
+logger = logging.getLogger("petseg.connections")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with limits on connections, headers, and the time of everything that the app does not see."""
+
+    settings: ClassVar[Settings]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection, unless there are as many as there may be: then it is dropped without a word."""
+        super().connection_made(transport)
+        self._clock: asyncio.TimerHandle | None = None
+        self._write_clock: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._is_within_headers = False
+        self._is_whole = True
+        self._is_refused = False
+        if len(self.connections) > self.settings.max_connections:
+            logger.warning("dropped a connection: got one more than %d", self.settings.max_connections)
+            transport.abort()
+            return
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clocks."""
+        self._stop_clock()
+        self._stop_write_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; what of it is headers may not be longer than the limit, nor take longer."""
+        is_more_of_them = self._is_within_headers
+        super().data_received(data)
+        if is_more_of_them and self._is_within_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > self.settings.max_header_bytes:
+                self._refuse_headers()
+        is_idle = self._is_whole and (self.cycle is None or self.cycle.response_complete)
+        if self._clock is None and (self._is_within_headers or is_idle):
+            self._await_headers()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._is_within_headers = True
+        self._is_whole = False
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to the app, unless its headers came too large in one piece."""
+        if self._is_refused:
+            return
+        self._is_within_headers = False
+        self._header_bytes = 0
+        self._stop_clock()
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > (
+            self.settings.max_header_bytes
+        ):
+            self._refuse_headers()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a part of the body on."""
+        if not self._is_refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._is_whole = True
+        if not self._is_refused:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is whole. A body that nobody wants any more may not go on coming for long."""
+        super().on_response_complete()
+        if not self._is_whole and not self.transport.is_closing():
+            self._stop_clock()
+            self._clock = self.loop.call_later(self.settings.header_timeout_s, self._close_unless_whole)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as the answer is written."""
+        super().pause_writing()
+        self._watch_writing(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._stop_write_clock()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(InvalidRequest("got bytes that are no HTTP/1.1 request; see /docs"), status=400)
+
+    def _await_headers(self) -> None:
+        self._clock = self.loop.call_later(self.settings.header_timeout_s, self._close_unless_headers)
+
+    def _close_unless_headers(self) -> None:
+        self._clock = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._await_headers()  # the next request may take its time while this one is being answered
+        else:
+            self.transport.close()
+
+    def _close_unless_whole(self) -> None:
+        self._clock = None
+        if not self._is_whole:
+            self.transport.close()
+
+    def _watch_writing(self, left_bytes: int) -> None:
+        self._write_clock = self.loop.call_later(self.settings.write_timeout_s, self._abort_unless_read, left_bytes)
+
+    def _abort_unless_read(self, left_bytes: int) -> None:
+        """Give a client that reads slowly more time, and end with one that reads nothing."""
+        now_bytes = self.transport.get_write_buffer_size()
+        if now_bytes < left_bytes:
+            self._watch_writing(now_bytes)
+            return
+        self._write_clock = None
+        logger.info("dropped a connection: %d bytes of its answer went unread", now_bytes)
+        self.transport.abort()
+
+    def _refuse_headers(self) -> None:
+        limit = self.settings.max_header_bytes
+        self._refuse(
+            HeadersTooLarge(f"got more than {limit} bytes of request line and headers, wanted at most {limit}")
+        )
+
+    def _refuse(self, problem: Problem, status: int | None = None) -> None:
+        """Answer on the wire and close: there is no request that the app could answer."""
+        self._is_refused = True
+        if self.transport.is_closing():
+            return
+        status = status or problem.status
+        request_id = uuid.uuid4().hex
+        body = json.dumps(problem.body("", request_id) | {"status": status}).encode()
+        head = [
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+            f"content-type: {MEDIA_TYPE}",
+            f"content-length: {len(body)}",
+            f"x-request-id: {request_id}",
+            "x-content-type-options: nosniff",
+            "connection: close",
+            "",
+            "",
+        ]
+        self.transport.write("\r\n".join(head).encode() + body)
+        self.transport.close()
+        logger.info("refused a request: %s (request %s)", problem.slug, request_id)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _stop_write_clock(self) -> None:
+        if self._write_clock is not None:
+            self._write_clock.cancel()
+            self._write_clock = None
+
+
+def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
+    """The protocol with the limits of `settings`; uvicorn makes one object of it for each connection."""
+    members: dict[str, Any] = {"settings": settings}
+    return type("BoundedProtocol", (BoundedProtocol,), members)

@@ -1,0 +1,238 @@
+"""What a client may do to a connection, spoken to a listening server byte by byte; one past each limit."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from service.cli import OperationServer, server_config
+from service.protocol import bounded_protocol
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+BIG = 16 << 20
+SETTINGS = Settings(
+    max_connections=3, max_header_bytes=1024, header_timeout_s=0.3, write_timeout_s=0.3, drain_s=1, port=0
+)
+
+
+class Echo:
+    """An app that answers at once: with the body's length, with much, or without reading the body."""
+
+    def __init__(self) -> None:
+        self.disconnects = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+        if scope["path"] == "/length":
+            while True:
+                message = await receive()
+                size += len(message["body"])
+                if not message["more_body"]:
+                    break
+        if scope["path"] == "/slow":
+            await asyncio.sleep(0.8)
+        body = bytes(BIG) if scope["path"] == "/big" else str(size).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+@asynccontextmanager
+async def serve(app: Any, settings: Settings = SETTINGS) -> AsyncIterator[tuple[int, uvicorn.Server]]:
+    """`app` behind the service's own configuration of uvicorn, on a free port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = server_config(FastAPI(), settings)
+    config.app, config.lifespan = app, "off"
+    server = OperationServer(config)
+    running = asyncio.create_task(server.serve([listening]))
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    try:
+        yield listening.getsockname()[1], server
+    finally:
+        server.should_exit = True
+        await running
+
+
+@asynccontextmanager
+async def connect(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """All that comes until the server closes, which it must do by itself."""
+    async with asyncio.timeout(10):
+        with suppress(ConnectionError):
+            return await reader.read()
+        return b""
+
+
+def problem(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    document: dict[str, Any] = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % document["status"])
+    assert b"content-type: application/problem+json\r\n" in head and b"connection: close" in head
+    return document
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /length HT", b"GET /length HTTP/1.1\r\nhost: x\r\nx-slow: ", b"\r\n"])
+async def test_headers_that_do_not_come_close_the_connection(sent: bytes) -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(sent)
+        assert await rest(reader) == b""
+
+
+async def test_a_trickle_of_headers_gets_no_more_time() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        closing = asyncio.ensure_future(rest(reader))
+        writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n")
+        while not closing.done():
+            writer.write(b"x: y\r\n")
+            await asyncio.sleep(0.05)
+        assert closing.result() == b""
+
+
+async def test_a_second_request_has_the_same_time() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+        writer.write(b"GET /le")
+        assert await rest(reader) == b""
+
+
+async def test_a_request_may_take_longer_than_headers_may() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\nGET /length HTTP/1.1\r\nhost: x\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+        assert await rest(reader) == b""
+
+
+async def test_headers_at_the_limit_and_one_byte_past() -> None:
+    def request(size: int) -> bytes:
+        fixed = len("/length") + len("host") + len("x") + 4 + len("pad") + 4
+        return b"GET /length HTTP/1.1\r\nhost: x\r\npad: " + b"y" * (size - fixed) + b"\r\n\r\n"
+
+    async with serve(Echo()) as (port, _):
+        async with connect(port) as (reader, writer):
+            writer.write(request(1024))
+            assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200")
+        async with connect(port) as (reader, writer):
+            writer.write(request(1025) + b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+            refused = problem(await rest(reader))
+    assert (refused["type"], refused["status"]) == ("/problems/headers-too-large", 431)
+    assert refused["detail"].startswith("got more than 1024 bytes of request line and headers, wanted at most 1024")
+
+
+async def test_headers_without_end_are_not_kept() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n")
+        for _ in range(40):
+            writer.write(b"x: " + b"y" * 100 + b"\r\n")
+            await asyncio.sleep(0)
+        with suppress(ConnectionError):
+            await writer.drain()
+        answer = await rest(reader)
+    assert not answer or problem(answer)["type"] == "/problems/headers-too-large"
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9.9\r\n\r\n", b"hello\r\n\r\n"])
+async def test_what_is_no_http_is_a_problem_too(sent: bytes) -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(sent)
+        refused = problem(await rest(reader))
+    assert (refused["type"], refused["status"]) == ("/problems/invalid-request", 400)
+
+
+async def test_one_connection_more_than_allowed() -> None:
+    async with serve(Echo()) as (port, server):
+        async with connect(port), connect(port), connect(port) as (reader, writer):
+            async with connect(port) as (fourth, _):
+                assert await rest(fourth) == b""
+            writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+        while server.server_state.connections:  # noqa: ASYNC110 - closed sockets leave in their own time
+            await asyncio.sleep(0.01)
+        async with connect(port) as (reader, writer):
+            writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+
+
+async def test_a_client_that_does_not_read_is_dropped() -> None:
+    async with serve(Echo()) as (port, server), connect(port) as (_, writer):
+        writer.write(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
+        await writer.drain()
+        async with asyncio.timeout(10):
+            while not server.server_state.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while server.server_state.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+class SlowTransport(asyncio.Transport):
+    """A connection whose client has read a little more each time that anyone looks, up to a point."""
+
+    def __init__(self, left_bytes: list[int]) -> None:
+        super().__init__({"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)})
+        self.left_bytes = left_bytes
+        self.is_aborted = asyncio.Event()
+
+    def get_write_buffer_size(self) -> int:
+        return self.left_bytes.pop(0) if len(self.left_bytes) > 1 else self.left_bytes[0]
+
+    def abort(self) -> None:
+        self.is_aborted.set()
+
+    def close(self) -> None:
+        self.is_aborted.set()
+
+
+async def test_one_that_reads_slowly_gets_more_time() -> None:
+    settings = Settings(write_timeout_s=0.01)
+    config = server_config(FastAPI(), settings)
+    transport = SlowTransport([100, 90, 20, 10, 10])
+    connection = bounded_protocol(settings)(config, ServerState(), {}, asyncio.get_running_loop())
+    connection.connection_made(transport)
+    connection.pause_writing()
+    await asyncio.wait_for(transport.is_aborted.wait(), 10)
+    assert transport.left_bytes == [10]
+    connection.connection_lost(ConnectionAbortedError())
+
+
+async def test_a_body_that_nobody_wants_ends_soon() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+        closing = asyncio.ensure_future(rest(reader))
+        while not closing.done():
+            with suppress(ConnectionError):
+                writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+
+async def test_one_that_ends_leaves_the_connection_open() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n01234")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+        writer.write(b"56789POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc")
+        assert (await reader.readuntil(b"\r\n\r\n3")).startswith(b"HTTP/1.1 200")
+
+
+async def test_no_answer_names_the_server() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"server:" not in (await reader.readuntil(b"\r\n\r\n")).lower()
