@@ -68,7 +68,8 @@ def caches(pipelines: list[Pipeline]) -> Iterable[Metric]:
 def device_memory() -> Metric:
     """Memory of each GPU, by the allocator's own books; on the CPU process_resident_memory_bytes tells."""
     memory = GaugeMetricFamily("petseg_device_memory_bytes", "GPU memory", labels=["device", "kind"])
-    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    for index in range(torch.cuda.device_count() if is_in_use else 0):
         device = f"cuda:{index}"
         memory.add_metric([device, "allocated"], torch.cuda.memory_allocated(index))
         memory.add_metric([device, "reserved"], torch.cuda.memory_reserved(index))

@@ -173,7 +173,7 @@ def file_digest(path: Path) -> str:
 def free_memory() -> None:
     """Hand back what a network held: modules refer to each other in circles, and the allocator keeps GPU memory."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 

@@ -46,11 +46,12 @@ class Predicted:
         self.item = item
 
 
-def watched(
-    device: Callable[[list[Any]], list[Any]], max_batch_size: int = 8
-) -> tuple[ForwardPasses, Metrics, list[int]]:
+def watched(device: Callable[[list[Any]], list[Any]], max_batch_size: int = 8) -> tuple[Any, Metrics, list[int]]:
+    """Passes over numbers instead of photos."""
     metrics, limits = Metrics(), list[int]()
-    passes = ForwardPasses(device, max_batch_size, limits.append, ModelMetrics(metrics, "cats", keeps_images=False))
+    passes = ForwardPasses(device, limits.append, ModelMetrics(metrics, "cats", keeps_images=False))
+    passes.set_max_batch_size(max_batch_size)
+    limits.clear()
     return passes, metrics, limits
 
 

@@ -13,8 +13,9 @@ from skimage import measure
 
 from service import outlines
 from service.outlines import Outline
+from service.rle import BoolMask
 from tests.fakes import fill_polygons
-from tests.unit.test_rle import BoolMask, bool_masks
+from tests.unit.test_rle import bool_masks
 
 DONUT = [
     "......",

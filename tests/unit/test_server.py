@@ -33,8 +33,8 @@ class FakeTimer:
 class FakeService(Service):
     """A service whose work and health the test decides."""
 
-    is_busy = False  # type: ignore[assignment]
-    is_alive = True  # type: ignore[assignment]
+    is_busy = False
+    is_alive = True
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_a_hangup_asks_for_the_checkpoints() -> None:
 
 def test_what_hangs_ends_with_code_1(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     codes: list[int] = []
-    monkeypatch.setattr(server.os, "_exit", codes.append)
+    monkeypatch.setattr("service.server.os._exit", codes.append)
     server.end_now()
     assert codes == [1]
     assert "something hangs beyond the time to drain" in caplog.text
