@@ -18,6 +18,10 @@ async def in_process_client(model: str | None = None) -> AsyncIterator[AsyncClie
     Raises SettingsError or CheckpointError.
     """
     settings = read_settings()
+    # What bounds strangers does not bound the one who runs the command.
+    settings = settings.model_copy(
+        update={"keys": None, "requests_per_minute": 0, "max_client_requests": settings.max_requests}
+    )
     checkpoints = None
     if model is not None:
         path = settings.checkpoints / f"{model}.safetensors"

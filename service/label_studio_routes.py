@@ -29,6 +29,7 @@ from service.masks import find_segments
 from service.operation import ServiceDep
 from service.pipeline import Photo, Pipeline
 from service.predictor import Prediction, Prepared
+from service.request_record import record_of
 from service.routes import OpenPipelineDep, PipelineDep, unless_gone
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -84,13 +85,17 @@ async def predict(
     request: Request, pipeline: OpenPipelineDep, service: ServiceDep, images: ImagesDep
 ) -> LabelStudioPredictions:
     """Regions for each task. With a person's clicks, a model that takes clicks follows them; without, it has none."""
-    settings = service.settings
+    settings, record = service.settings, record_of(request)
     body = await read_json(request, PredictRequest, settings.max_batch_body_bytes)
     if len(body.tasks) > settings.max_batch_images:
         raise errors.InvalidRequest(f"got {len(body.tasks)} tasks, wanted at most {settings.max_batch_images}")
     request.state.visit.charge(len(body.tasks) - 1)
+    record.note_received()
+    record.output, record.photos = "label-studio", len(body.tasks)
     labelling = read_labelling(body.label_config, pipeline.predictor.class_names)
     clicks, chosen = read_clicks(body.params.context if body.params is not None else None)
+    if clicks is not None and len(clicks.points) > settings.max_points:
+        raise errors.InvalidRequest(f"got {len(clicks.points)} clicks, wanted at most {settings.max_points}")
     takes_clicks = pipeline.predictor.model.prompt_kind is PromptKind.POINTS
     version = model_version(pipeline)
     if takes_clicks and clicks is None:

@@ -1,6 +1,7 @@
 """Who may call, how often, how many at once, how slowly and with how many bytes: each limit, and one past it."""
 
 import asyncio
+import base64
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -60,10 +61,12 @@ class TestKeys:
         return Settings(image_threads=1, keys=tmp_path / "keys.toml")
 
     async def test_a_key_opens_in_either_header(self, client: httpx.AsyncClient, secrets: dict[str, str]) -> None:
+        password = base64.b64encode(f"anyone:{secrets['lab']}".encode()).decode()
         for headers in (
             {"authorization": f"Bearer {secrets['lab']}"},
             {"authorization": f"bearer  {secrets['lab']} "},
             {"x-api-key": secrets["lab"]},
+            {"authorization": f"Basic {password}"},
         ):
             assert (await post(client, **headers)).status_code == 200
 
@@ -71,7 +74,10 @@ class TestKeys:
         ("headers", "said"),
         [
             ({}, "got no API key, wanted a key as Authorization: Bearer KEY or X-API-Key: KEY"),
-            ({"authorization": "Basic bGFiOmxhYg=="}, "got no API key"),
+            ({"authorization": "Basic bGFiOmxhYg=="}, "got an API key that is not known"),
+            ({"authorization": "Basic bGFi"}, "got no API key"),
+            ({"authorization": "Basic /w=="}, "got no API key"),
+            ({"authorization": "Basic !"}, "got no API key"),
             ({"authorization": "Bearer"}, "got no API key"),
             ({"authorization": "Bearer petseg_wrong"}, "got an API key that is not known (any more)"),
             ({"x-api-key": "petseg_wr\u00f6ng".encode("latin-1")}, "got an API key that is not known"),

@@ -126,6 +126,23 @@ async def test_a_box_is_a_click_at_its_middle(client: httpx.AsyncClient) -> None
     assert abs(rows.mean() - 35.5) < 3
 
 
+class TestLimits:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(image_threads=1, max_points=1, max_batch_images=1)
+
+    async def test_clicks_and_tasks_have_the_limits_of_any_request(self, client: httpx.AsyncClient) -> None:
+        context = [click(150, 30, "Nose")]
+        assert (await predict(client, "click", request(CLICKS, DATA_URI, context=context)))["results"][0]["result"]
+        two = {
+            "got 2 clicks, wanted at most 1": request(CLICKS, DATA_URI, context=context * 2),
+            "got 2 tasks, wanted at most 1": request(CLICKS, DATA_URI, DATA_URI, context=context),
+        }
+        for said, body in two.items():
+            response = await client.post("/label-studio/click/predict", json=body)
+            assert (response.status_code, response.json()["detail"]) == (422, said)
+
+
 async def test_without_clicks_the_click_model_has_nothing_to_say(client: httpx.AsyncClient) -> None:
     answer = await predict(client, "click", request(CLICKS, DATA_URI))
     assert answer["results"] == [{"result": [], "score": 0, "model_version": answer["model_version"]}]
