@@ -169,13 +169,17 @@ async def _open_loop(load: Load, requests: list[Request], tally: _Tally) -> None
         idle.append(connection)
 
     began_at, number = time.perf_counter(), 0
-    async with asyncio.TaskGroup() as tasks:
-        while (now := time.perf_counter()) < tally.ends_at:
-            # All that are due by now: a late wake-up must not thin out the load.
-            while number < (now - began_at) * load.rate:
-                tasks.create_task(ask_once(number))
-                number += 1
-            await asyncio.sleep(0.002)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            while (now := time.perf_counter()) < tally.ends_at:
+                # All that are due by now: a late wake-up must not thin out the load.
+                while number < (now - began_at) * load.rate:
+                    tasks.create_task(ask_once(number))
+                    number += 1
+                await asyncio.sleep(0.002)
+    finally:
+        for connection in idle:
+            connection.close()
 
 
 async def _ask(connection: Connection, requests: list[Request], number: int, tally: _Tally) -> None:
