@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test soak scale check openapi clean
+.PHONY: serve test soak fuzz scale check openapi clean
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/petseg serve
@@ -16,6 +16,12 @@ soak: $(VENV)/.installed-dev
 
 scale: $(VENV)/.installed-scale
 	$(BIN)/serve run deploy/ray.yaml
+
+# Mutated images and generated requests; about an hour on two cores. IMAGES=400 REQUESTS=2000 is a short run.
+IMAGES ?= 4000
+REQUESTS ?= 20000
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -m tests.fuzz --images $(IMAGES) --requests $(REQUESTS) --page docs/fuzzing.md
 
 openapi: $(VENV)/.installed-dev
 	$(BIN)/petseg openapi > openapi.json
@@ -30,6 +36,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)
 
 $(VENV)/.installed-scale: pyproject.toml constraints.txt | $(VENV)
 	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[scale]'
+	touch $@
+
+$(VENV)/.installed-fuzz: pyproject.toml constraints.txt | $(VENV)
+	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[fuzz]'
 	touch $@
 
 $(VENV):

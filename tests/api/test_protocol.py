@@ -27,7 +27,7 @@ SETTINGS = Settings(
 
 
 class Echo:
-    """An app that answers at once: with the body's length, with much, or without reading the body."""
+    """Answers with the body's length, the last number of the caller's address, much, late, or unread."""
 
     def __init__(self) -> None:
         self.disconnects = 0
@@ -40,6 +40,8 @@ class Echo:
                 size += len(message["body"])
                 if not message["more_body"]:
                     break
+        if scope["path"] == "/who":
+            size = int(scope["client"][0].rpartition(".")[2])
         if scope["path"] == "/slow":
             await asyncio.sleep(0.8)
         body = bytes(BIG) if scope["path"] == "/big" else str(size).encode()
@@ -231,6 +233,13 @@ async def test_one_that_ends_leaves_the_connection_open() -> None:
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
         writer.write(b"56789POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc")
         assert (await reader.readuntil(b"\r\n\r\n3")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(("proxies", "counted"), [((), b"1"), (("127.0.0.1",), b"7"), (("192.0.2.1",), b"1")])
+async def test_only_a_named_proxy_tells_the_callers_address(proxies: tuple[str, ...], counted: bytes) -> None:
+    async with serve(Echo(), Settings(trusted_proxies=proxies, port=0)) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"GET /who HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 203.0.113.7\r\nconnection: close\r\n\r\n")
+        assert (await rest(reader)).endswith(b"\r\n\r\n" + counted)
 
 
 async def test_no_answer_names_the_server() -> None:

@@ -1,0 +1,1 @@
+"""What strangers may send: mutated image files, and requests made from the OpenAPI document. `make fuzz` runs both."""
