@@ -3,7 +3,6 @@
 import base64
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ def settings(key: str, tmp_path: Path) -> Settings:
     return Settings(image_threads=1, keys=tmp_path / "keys.toml", max_body_bytes=20_000)
 
 
-@pytest.fixture
-def broken(checkpoints: list[Checkpoint]) -> Iterator[None]:
-    model = next(each.model for each in checkpoints if isinstance(each.model, BrokenModel))
-    model.is_broken = True
-    yield
-    model.is_broken = False
-
-
 REQUESTS: dict[str, dict[str, Any]] = {
     "a photo": {"path": "/segment/colour", "content": PHOTO + MARK},
     "a photo in a form": {"path": "/segment/colour", "files": {"image": ("/home/me/secret.png", PHOTO + MARK)}},
@@ -61,11 +52,16 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_nothing_leaks(
-    client: httpx.AsyncClient, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+    client: httpx.AsyncClient,
+    checkpoints: list[Checkpoint],
+    key: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
 ) -> None:
+    next(each.model for each in checkpoints if isinstance(each.model, BrokenModel)).is_broken = True
     request = dict(REQUESTS[name])
     headers = {**request.pop("headers", {}), "authorization": f"Bearer {key}"}
     with caplog.at_level(logging.DEBUG, logger="petseg"):
@@ -101,7 +97,9 @@ async def test_no_address_is_fetched_and_no_file_is_read(
     is_watching = False
     sys.addaudithook(audit)
     headers = {"authorization": f"Bearer {key}"}
-    await client.post("/segment/colour", content=PHOTO, headers=headers)  # what is imported late is imported now
+    await client.post(
+        "/segment/colour", files={"image": ("x.png", PHOTO)}, headers=headers
+    )  # what comes late comes now
     for form in ({"image": "file:///etc/passwd"}, {"image_id": "../../etc/passwd"}):
         is_watching = True
         answer = await client.post("/segment/colour", data=form, headers=headers)

@@ -277,7 +277,7 @@ class TestDeadline:
 class TestTimeInQueue:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=2, max_queue_s=0.15)
+        return Settings(image_threads=2, streams=1, max_queue_s=0.15)
 
     async def test_no_turn_in_time(
         self, client: httpx.AsyncClient, app: FastAPI, checkpoints: list[Checkpoint]

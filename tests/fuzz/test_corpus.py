@@ -16,7 +16,7 @@ from tests.fuzz.server import fuzz_settings
 
 pytestmark = pytest.mark.anyio
 
-COUNT = 270
+COUNT = 180
 PNG = encode(picture(6, 4).convert("P"))
 
 
