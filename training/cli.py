@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -247,6 +247,9 @@ def evaluate(
     quick: Annotated[bool, typer.Option(help="The headline protocol alone, without confidence intervals.")] = False,
     limit: Limit = None,
     record: Annotated[bool, typer.Option(help="Write the scores into the checkpoint's card.")] = False,
+    record_in: Annotated[
+        Path | None, typer.Option(help="Write them into this later checkpoint's card, as those of an earlier stage.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Measure a checkpoint at each photo's own size; prints JSON.
@@ -255,12 +258,12 @@ def evaluate(
     """
     import torch
 
-    from models.checkpoint import load_checkpoint, update_card
+    from models.checkpoint import load_checkpoint, read_card
     from training.evaluate import every_kth, select_records
     from training.measure import as_json, measure, protocol_names
     from training.official_layout import records_fingerprint
 
-    if record and limit is not None:
+    if (record or record_in is not None) and limit is not None:
         raise ValueError("got --record with --limit; a card holds scores of whole lists, leave one of the two out")
     loaded = load_checkpoint(checkpoint)
     training = loaded.card.training
@@ -272,11 +275,24 @@ def evaluate(
     protocols = [protocol] if protocol else list(protocol_names(model.prompt_kind))[: 1 if quick else None]
     results = measure(model, data, records, protocols, intervals=not quick, device=torch.device(device))
     typer.echo(as_json({"checkpoint": checkpoint.name, "split": split, **results}))
+    if record or record_in is not None:
+        results = {
+            "data": f"{data.resolve().name}, {split} list, fingerprint {records_fingerprint(data, records)[:12]}"
+        } | results
     if record:
         # Beside what was measured of the same weights before, perhaps under another protocol.
-        data_name = f"{data.resolve().name}, {split} list, fingerprint {records_fingerprint(data, records)[:12]}"
-        measured = {**loaded.card.metrics.get(split, {}), "data": data_name, **results}
-        update_card(checkpoint, loaded.card.model_copy(update={"metrics": {**loaded.card.metrics, split: measured}}))
+        record_scores(checkpoint, {split: {**loaded.card.metrics.get(split, {}), **results}})
+    if record_in is not None:
+        stages = read_card(record_in).metrics.get("stages", {})
+        record_scores(record_in, {"stages": {**stages, checkpoint.stem: {split: results}}})
+
+
+def record_scores(checkpoint: Path, metrics: dict[str, Any]) -> None:
+    """Lay `metrics` over those in the checkpoint's card."""
+    from models.checkpoint import read_card, update_card
+
+    card = read_card(checkpoint)
+    update_card(checkpoint, card.model_copy(update={"metrics": {**card.metrics, **metrics}}))
 
 
 @app.command()

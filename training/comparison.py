@@ -145,6 +145,13 @@ def further_lines(compared: Sequence[Compared]) -> list[str]:
     lines = []
     for each in compared:
         name, test = f"`{each.checkpoint.name}`", each.test
+        for stage, measured in each.checkpoint.card.metrics.get("stages", {}).items():
+            ious = [
+                measured["test"]["image"][f"boundary_{boundary}"]["mean_iou"] for boundary in ("ignore", "background")
+            ]
+            lines.append(
+                f"- {name}, its earlier stage `{stage}`: mean IoU {ious[0]:.3f}, boundary as background {ious[1]:.3f}."
+            )
         for _, title, scored in each.rows():
             if mixed := scored.get("mixed_species"):
                 asked = f", {title}" if title else ""

@@ -117,6 +117,13 @@ def test_mixed_species_are_told(unet: Checkpoint) -> None:
     assert line == "- `unet`: one animal painted as two species (over 5 % of it) on 6.2 % of photos."
 
 
+def test_an_earlier_stage_is_told(unet: Checkpoint) -> None:
+    checkpoint = with_test(unet, "unet", {"image": scored(0.875)})
+    checkpoint.card.metrics["stages"] = {"unet-first": {"test": {"image": scored(0.75)}}}
+    (line,) = further_lines([Compared(checkpoint, COSTS)])
+    assert line == "- `unet`, its earlier stage `unet-first`: mean IoU 0.750, boundary as background 0.625."
+
+
 def test_a_model_not_measured_has_a_row_of_dashes(unet: Checkpoint) -> None:
     (row,) = rows_of(summary_table([Compared(unet, COSTS)]))
     assert row == ["`unet`", "0.79", *["-"] * 5, "1.50 M", "3.1 MB", "12 ms"]
