@@ -82,7 +82,7 @@ def unet(checkpoint_folder: Path) -> Checkpoint:
 @pytest.fixture
 def settings() -> Settings:
     """Settings of the app under test; a module may override the fixture."""
-    return Settings(image_threads=2, max_batch_size=8)
+    return Settings(streams=1, image_threads=2, max_batch_size=8)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class TestKeys:
 
     @pytest.fixture
     def settings(self, secrets: dict[str, str], tmp_path: Path) -> Settings:
-        return Settings(image_threads=1, keys=tmp_path / "keys.toml")
+        return Settings(streams=1, image_threads=1, keys=tmp_path / "keys.toml")
 
     async def test_a_key_opens_in_either_header(self, client: httpx.AsyncClient, secrets: dict[str, str]) -> None:
         password = base64.b64encode(f"anyone:{secrets['lab']}".encode()).decode()
@@ -150,7 +150,7 @@ class TestKeys:
 class TestQuotaOfAddresses:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=1, requests_per_minute=4)
+        return Settings(streams=1, image_threads=1, requests_per_minute=4)
 
     async def test_each_photo_of_a_batch_counts(self, client: httpx.AsyncClient) -> None:
         photos = [("image", PHOTO)] * 3
@@ -170,7 +170,7 @@ class TestQuotaOfAddresses:
 class TestInFlight:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=1, max_requests=3, max_client_requests=2)
+        return Settings(streams=1, image_threads=1, max_requests=3, max_client_requests=2)
 
     async def test_one_more_than_a_client_may_have(
         self, client: httpx.AsyncClient, app: FastAPI, checkpoints: list[Checkpoint]
@@ -216,7 +216,7 @@ class TestInFlight:
 class TestBodies:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=1, body_timeout_s=0.3, min_body_bytes_per_s=1000, max_held_bytes=2000)
+        return Settings(streams=1, image_threads=1, body_timeout_s=0.3, min_body_bytes_per_s=1000, max_held_bytes=2000)
 
     @pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=b"])
     async def test_one_that_stops_coming(self, client: httpx.AsyncClient, app: FastAPI, content_type: str) -> None:

@@ -129,7 +129,7 @@ async def test_a_box_is_a_click_at_its_middle(client: httpx.AsyncClient) -> None
 class TestLimits:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=1, max_points=1, max_batch_images=1)
+        return Settings(streams=1, image_threads=1, max_points=1, max_batch_images=1)
 
     async def test_clicks_and_tasks_have_the_limits_of_any_request(self, client: httpx.AsyncClient) -> None:
         context = [click(150, 30, "Nose")]

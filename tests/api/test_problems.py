@@ -24,7 +24,13 @@ GONE = "sha256:" + "0" * 64
 @pytest.fixture
 def settings() -> Settings:
     return Settings(
-        image_threads=2, queue_size=3, deadline_s=5, max_body_bytes=4000, max_batch_body_bytes=6000, max_pixels=2400
+        streams=1,
+        image_threads=2,
+        queue_size=3,
+        deadline_s=5,
+        max_body_bytes=4000,
+        max_batch_body_bytes=6000,
+        max_pixels=2400,
     )
 
 
@@ -264,7 +270,7 @@ async def test_overloaded(client: httpx.AsyncClient, app: FastAPI, checkpoints: 
 class TestDeadline:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=2, deadline_s=0.15)
+        return Settings(streams=1, image_threads=2, deadline_s=0.15)
 
     async def test_deadline_exceeded(self, client: httpx.AsyncClient, checkpoints: list[Checkpoint]) -> None:
         stuck(checkpoints).is_free.clear()
@@ -277,7 +283,7 @@ class TestDeadline:
 class TestTimeInQueue:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=2, streams=1, max_queue_s=0.15)
+        return Settings(streams=1, image_threads=2, max_queue_s=0.15)
 
     async def test_no_turn_in_time(
         self, client: httpx.AsyncClient, app: FastAPI, checkpoints: list[Checkpoint]
@@ -298,7 +304,9 @@ class TestTimeInQueue:
 class TestNarrowLimits:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(image_threads=1, max_points=2, max_text_characters=10, max_json_depth=2, max_frames=2)
+        return Settings(
+            streams=1, image_threads=1, max_points=2, max_text_characters=10, max_json_depth=2, max_frames=2
+        )
 
     @pytest.mark.parametrize(
         ("model", "fields", "past", "said"),

@@ -1,11 +1,12 @@
 """The page's server, a Chromium, and a visit to the page. Chromium's own loop must end before other folders' tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import load_checkpoint
 from service.app import create_app
 from service.settings import Settings
 from tests.e2e.browser import Recorder, Visit, chromium, serving
@@ -19,13 +20,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def server(browser: Browser, unet: Checkpoint) -> Iterator[tuple[str, Recorder]]:
+def server(browser: Browser, checkpoint_folder: Path) -> Iterator[tuple[str, Recorder]]:
     fakes = [
         fake_checkpoint(ColourModel, "colour"),
         fake_checkpoint(ClickModel, "click"),
         fake_checkpoint(TextModel, "text"),
         fake_checkpoint(BrokenModel, "broken"),
     ]
+    unet = load_checkpoint(checkpoint_folder / "unet.safetensors")
     recorder = Recorder(create_app(Settings(image_threads=2), [unet, *fakes]))
     with serving(recorder) as url:
         yield url, recorder

@@ -42,7 +42,7 @@ def test_what_the_models_and_the_client_read_is_no_unknown_setting(monkeypatch: 
     [
         ("PETSEG_PORT", "many"),
         ("PETSEG_PORT", "70000"),
-        ("PETSEG_MAX_BATCH_SIZE", "0"),
+        ("PETSEG_MAX_BATCH_SIZE", "-1"),
         ("PETSEG_PRECISION", "int8"),
         ("PETSEG_ENGINE", "onnx"),
         ("PETSEG_DEADLINE_S", "0"),
