@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-START_DEADLINE_S = 180.0
+START_DEADLINE_S = 600.0
 _SAMPLE_S = 0.5
 ROOT = Path(__file__).parents[1]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,19 @@ from benchmarks.requests import Asked, build_request, get_request, read_photos
 
 pytestmark = pytest.mark.anyio
 
+Answering = Callable[[bytes, bytes], list[bytes]]
+"""From a request's head and body to the pieces in which its answer is sent; none hangs up."""
+
 PHOTO = b"\xff\xd8photo\xff\xd9"
 
 
-def respond(status: str, body: bytes, *headers: str) -> bytes:
-    return "\r\n".join([f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "", ""]).encode() + body
+def respond(status: str, body: bytes, *headers: str) -> list[bytes]:
+    return ["\r\n".join([f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "", ""]).encode() + body]
 
 
 @asynccontextmanager
-async def rote_server(answer: Callable[[bytes, bytes], bytes]) -> AsyncIterator[int]:
-    """A server on a free port that calls `answer(head, body)` for each request and hangs up on an empty answer."""
+async def rote_server(answer: Answering) -> AsyncIterator[int]:
+    """A server on a free port that gives `answer(head, body)` to each request."""
 
     conversations: list[asyncio.Task[object] | None] = []
 
@@ -35,11 +38,16 @@ async def rote_server(answer: Callable[[bytes, bytes], bytes]) -> AsyncIterator[
                 answered = answer(head, await reader.readexactly(int(fields.get(b"Content-Length", b"0"))))
                 if not answered:
                     break
-                writer.write(answered)
+                for piece in answered:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has hung up
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
@@ -56,7 +64,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def run(answer: Callable[[bytes, bytes], bytes], photos: Path, **options: object) -> LoadResult:
+async def run(answer: Answering, photos: Path, **options: object) -> LoadResult:
     given = {"asked": Asked("/segment/unet", "raw"), "seconds": 0.2, "clients": 3} | options
     async with rote_server(answer) as port:
         return await generate(Load(port, photos, **given))  # type: ignore[arg-type]
@@ -65,7 +73,7 @@ async def run(answer: Callable[[bytes, bytes], bytes], photos: Path, **options: 
 async def test_every_good_answer_is_counted_and_one_of_each_photo_kept(photos: Path, tmp_path: Path) -> None:
     seen: list[bytes] = []
 
-    def echo(head: bytes, body: bytes) -> bytes:
+    def echo(head: bytes, body: bytes) -> list[bytes]:
         seen.append(body)
         return respond("200 OK", b"mask of " + body)
 
@@ -83,7 +91,7 @@ async def test_every_good_answer_is_counted_and_one_of_each_photo_kept(photos: P
 async def test_refusals_are_told_apart_and_checked_for_retry_after(photos: Path) -> None:
     asked = 0
 
-    def refuse(head: bytes, body: bytes) -> bytes:
+    def refuse(head: bytes, body: bytes) -> list[bytes]:
         nonlocal asked
         asked += 1
         headers = ["Retry-After: 1"] if asked % 2 else []
@@ -98,10 +106,10 @@ async def test_refusals_are_told_apart_and_checked_for_retry_after(photos: Path)
 async def test_a_broken_connection_is_an_error_and_the_client_comes_again(photos: Path) -> None:
     asked = 0
 
-    def hang_up_at_times(head: bytes, body: bytes) -> bytes:
+    def hang_up_at_times(head: bytes, body: bytes) -> list[bytes]:
         nonlocal asked
         asked += 1
-        return b"" if asked % 3 == 0 else respond("200 OK", b"mask")
+        return [] if asked % 3 == 0 else respond("200 OK", b"mask")
 
     result = await run(hang_up_at_times, photos)
     assert result.statuses["lost"] > 0
@@ -111,7 +119,7 @@ async def test_a_broken_connection_is_an_error_and_the_client_comes_again(photos
 async def test_an_open_loop_keeps_its_rate_though_answers_are_slow(photos: Path) -> None:
     seen = 0
 
-    def answer(head: bytes, body: bytes) -> bytes:
+    def answer(head: bytes, body: bytes) -> list[bytes]:
         nonlocal seen
         seen += 1
         return respond("200 OK", b"mask")
@@ -124,7 +132,7 @@ async def test_an_open_loop_keeps_its_rate_though_answers_are_slow(photos: Path)
 async def test_a_unique_request_differs_in_bytes_and_not_in_length(photos: Path) -> None:
     bodies: set[bytes] = set()
 
-    def answer(head: bytes, body: bytes) -> bytes:
+    def answer(head: bytes, body: bytes) -> list[bytes]:
         bodies.add(body)
         return respond("200 OK", b"mask")
 
@@ -141,29 +149,15 @@ async def test_the_client_reads_chunked_and_split_answers() -> None:
         b"\r\n1\r\nk\r\n0\r",
         b"\n\r\n",
     ]
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(0.005)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    connection = await Connection.open("127.0.0.1", port)
-    answer = await connection.ask(get_request("/", "127.0.0.1", port))
-    assert (answer.status, answer.body, answer.header("x-image-id"), answer.header("x-none")) == (
-        200,
-        b"mask",
-        "a",
-        None,
-    )
-    connection.close()
-    with pytest.raises(ConnectionLostError):
-        await connection.ask(b"GET / HTTP/1.1\r\n\r\n")
-    server.close()
+    async with rote_server(lambda head, body: pieces) as port:
+        connection = await Connection.open("127.0.0.1", port)
+        for _ in range(2):
+            answer = await connection.ask(get_request("/", "127.0.0.1", port))
+            assert (answer.status, answer.body) == (200, b"mask")
+            assert (answer.header("x-image-id"), answer.header("x-none")) == ("a", None)
+        connection.close()
+        with pytest.raises(ConnectionLostError):
+            await connection.ask(b"GET / HTTP/1.1\r\n\r\n")
 
 
 def test_known_chunks() -> None:
