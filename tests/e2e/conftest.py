@@ -28,7 +28,7 @@ def server(browser: Browser, checkpoint_folder: Path) -> Iterator[tuple[str, Rec
         fake_checkpoint(BrokenModel, "broken"),
     ]
     unet = load_checkpoint(checkpoint_folder / "unet.safetensors")
-    recorder = Recorder(create_app(Settings(image_threads=2), [unet, *fakes]))
+    recorder = Recorder(create_app(Settings(image_threads=2, engine="torch"), [unet, *fakes]))
     with serving(recorder) as url:
         yield url, recorder
 
