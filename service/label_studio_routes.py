@@ -87,6 +87,8 @@ async def predict(
     """Regions for each task. With a person's clicks, a model that takes clicks follows them; without, it has none."""
     settings, record = service.settings, record_of(request)
     body = await read_json(request, PredictRequest, settings.max_batch_body_bytes)
+    record.note_received()
+    record.output, record.photos = "label-studio", len(body.tasks)
     if len(body.tasks) > settings.max_batch_images:
         raise errors.InvalidRequest(f"got {len(body.tasks)} tasks, wanted at most {settings.max_batch_images}")
     request.state.visit.charge(len(body.tasks) - 1)

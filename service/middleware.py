@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.errors import CLIENT_CLOSED_REQUEST, InternalError, problem_response
 from service.metrics import Metrics
+from service.pipeline import Service
 from service.request_record import RequestRecord
 from service.tracing import Tracing
 
@@ -56,6 +57,8 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = record.request_id
                 headers["traceresponse"] = record.trace.header
+                if is_draining(scope):
+                    headers["Connection"] = "close"  # the next request on it would meet a process that is gone
                 total = f"total;dur={1000 * (time.perf_counter() - record.started_at):.3f}"
                 headers["Server-Timing"] = ", ".join(filter(None, [headers.get("server-timing"), total]))
             record.bytes_out += len(message.get("body", b""))
@@ -102,3 +105,9 @@ class RequestContext:
         level = logging.WARNING if record.status >= 500 else logging.DEBUG if is_quiet else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "request", extra={"fields": record.log_fields(seconds)})
+
+
+def is_draining(scope: Scope) -> bool:
+    """Whether the process is about to end; False before its lifespan has begun."""
+    service: Service | None = getattr(scope["app"].state, "service", None)
+    return service is not None and service.is_draining

@@ -60,6 +60,11 @@ BATCH_LIMITS = {"cpu": 8, "cuda": 64}
 """The largest batch size that is tried, by type of device: past these nothing is won, and callers wait longer."""
 
 
+REFUSING_S = 0.5
+"""Seconds at least in which new work is refused before the port closes: a balancer that has not looked yet is told to
+go elsewhere, where a closed port or a connection that breaks would leave it guessing."""
+
+
 class Pipeline:
     """One model behind its queue."""
 
@@ -304,7 +309,8 @@ class Service:
     @property
     def has_drained(self) -> bool:
         """Whether the process may end: no new work is taken, and what was accepted is answered or out of time."""
-        return self.refuses_work and (not self.is_busy or self.drain_left_s == 0)
+        has_refused_s = time.monotonic() - self._drains_since - self.settings.linger_s
+        return has_refused_s >= REFUSING_S and (not self.is_busy or self.drain_left_s == 0)
 
     @property
     def fault(self) -> str | None:

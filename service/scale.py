@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.affinity import ask_app, name_photo, plain_scope, receive_body
 from service.app import create_app
 from service.errors import Overloaded, Problem, problem_response
+from service.logs import configure_logging
 from service.pipeline import not_ready
 from service.settings import read_settings
 
@@ -38,8 +39,9 @@ class Replica:
     """The service as it is, without a port of its own. Settings come from PETSEG_*, as everywhere."""
 
     async def __init__(self) -> None:  # type: ignore[misc] # Ray awaits it
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        self._app = await asyncio.to_thread(create_app, read_settings())
+        settings = read_settings()
+        configure_logging(settings.log_format, settings.log_level)
+        self._app = await asyncio.to_thread(create_app, settings)
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
 

@@ -30,6 +30,11 @@ class CrashingModel(ColourModel):
 
 
 @pytest.fixture
+def settings() -> Settings:
+    return Settings(image_threads=2, streams=1, max_batch_size=8)
+
+
+@pytest.fixture
 def checkpoints() -> list[Checkpoint]:
     kinds = {"colour": ColourModel, "stuck": StuckModel, "hungry": HungryModel, "crashing": CrashingModel}
     return [fake_checkpoint(kind, name) for name, kind in kinds.items()]
@@ -112,7 +117,7 @@ async def test_a_lost_device_wants_a_new_process(client: httpx.AsyncClient, cras
 class TestStall:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(streams=1, image_threads=2, stall_s=0.2, stall_fatal_s=0, deadline_s=20)
+        return Settings(image_threads=2, streams=1, max_batch_size=8, stall_s=0.2, stall_fatal_s=0, deadline_s=20)
 
     async def test_a_hung_forward_makes_the_process_unready_until_it_ends(
         self, client: httpx.AsyncClient, app: FastAPI, stuck: StuckModel, caplog: pytest.LogCaptureFixture
@@ -146,7 +151,7 @@ class TestStall:
 class TestFatalStall:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(streams=1, image_threads=2, stall_s=0.1, stall_fatal_s=0.2)
+        return Settings(image_threads=2, streams=1, max_batch_size=8, stall_s=0.1, stall_fatal_s=0.2)
 
     async def test_a_longer_one_fails_liveness(
         self, client: httpx.AsyncClient, app: FastAPI, stuck: StuckModel
@@ -202,7 +207,7 @@ async def test_a_batch_whose_client_hangs_up_frees_its_queue(
 class TestLinger:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(streams=1, image_threads=2, linger_s=1000)
+        return Settings(image_threads=2, streams=1, max_batch_size=8, linger_s=1000)
 
     async def test_work_is_taken_while_load_balancers_look_away(self, client: httpx.AsyncClient, app: FastAPI) -> None:
         service = app.state.service
@@ -223,6 +228,7 @@ async def test_the_process_may_end_once_the_last_answer_is_sent(
     service.drain()
     refused = await post(client, "colour")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.headers["connection"] == "close"
     assert not service.has_drained
     stuck.is_free.set()
     assert (await accepted).status_code == 200

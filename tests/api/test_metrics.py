@@ -12,11 +12,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.checkpoint import Checkpoint
 from service import gauges, metrics
+from service.settings import Settings
 from tests.fakes import StuckModel, encode, picture, until
 
 pytestmark = pytest.mark.anyio
 
 Sample = Callable[..., float | None]
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(image_threads=2, streams=1, max_batch_size=8)
 
 
 @pytest.fixture

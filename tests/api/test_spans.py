@@ -33,7 +33,7 @@ def app(checkpoints: list[Checkpoint], exporter: InMemorySpanExporter, monkeypat
         return SpanTracing(SimpleSpanProcessor(exporter))
 
     monkeypatch.setattr(service_app, "create_tracing", create)
-    return create_app(Settings(streams=1, image_threads=2), checkpoints)
+    return create_app(Settings(image_threads=2, max_batch_size=8), checkpoints)
 
 
 def spans_of(exporter: InMemorySpanExporter) -> tuple[ReadableSpan, list[ReadableSpan]]:

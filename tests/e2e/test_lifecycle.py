@@ -57,11 +57,11 @@ def test_reload_by_signal_then_stop_without_losing_a_request(checkpoint_folder: 
             assert process.poll() is None
             goes_on.set()
             assert accepted.result().status_code == 200
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     finally:
         goes_on.set()
         process.kill()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert any(line["message"].startswith(f"petseg on {url}") for line in lines)
     statuses = [line["status"] for line in lines if line.get("route") == "/segment/{model}"]

@@ -51,7 +51,7 @@ def watched(device: Callable[[list[Any]], list[Any]], max_batch_size: int = 8) -
     metrics, limits = Metrics(), list[int]()
     passes = ForwardPasses(device, limits.append, ModelMetrics(metrics, "cats", keeps_images=False))
     passes.set_max_batch_size(max_batch_size)
-    limits.clear()
+    assert limits.pop() == max_batch_size
     return passes, metrics, limits
 
 

@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from service import server
+from service import pipeline, server
 from service.pipeline import Service
 from service.server import Server
 from service.settings import Settings
@@ -39,6 +39,7 @@ class FakeService(Service):
 
 @pytest.fixture(autouse=True)
 def timers(monkeypatch: pytest.MonkeyPatch) -> list[FakeTimer]:
+    monkeypatch.setattr(pipeline, "REFUSING_S", 0.0)
     monkeypatch.setattr(FakeTimer, "started", [], raising=False)
     monkeypatch.setattr(server.threading, "Timer", FakeTimer)  # type: ignore[attr-defined]
     return FakeTimer.started
@@ -123,3 +124,10 @@ def test_what_hangs_ends_with_code_1(monkeypatch: pytest.MonkeyPatch, caplog: py
     server.end_now()
     assert codes == [1]
     assert "something hangs beyond the time to drain" in caplog.text
+
+
+async def test_new_work_is_refused_for_a_while_before_the_port_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "REFUSING_S", 1000.0)
+    running, _ = make()
+    running.handle_exit(signal.SIGTERM, None)
+    assert not await running.on_tick(1)
