@@ -72,7 +72,10 @@ class Admission:
         except Problem as problem:
             await problem_response(Request(scope), problem)(scope, receive, send)
             return
-        scope.setdefault("state", {})["visit"] = visit
+        state = scope.setdefault("state", {})
+        state["visit"] = visit
+        if (record := state.get("record")) is not None and visit.client.startswith("key "):
+            record.caller = visit.client.removeprefix("key ")
         try:
             await self.app(scope, self._bounded(receive, visit), _with_rate_headers(send, visit))
         finally:

@@ -26,6 +26,8 @@ class RequestRecord:
     """The path's pattern, such as /segment/{model}: figures go by it, since paths are the callers' to choose."""
     model: str = ""
     output: str = ""
+    caller: str = ""
+    """Name of the API key that was presented, never the key itself; empty without one."""
     photos: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -46,6 +48,7 @@ class RequestRecord:
             "path": "" if self.route else self.path[:_MAX_LOGGED_PATH],
             "model": self.model,
             "output": self.output,
+            "caller": self.caller,
             "status": self.status,
             "problem": self.problem,
             "photos": self.photos,

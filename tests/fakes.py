@@ -210,7 +210,7 @@ def asgi_scope(path: str, content_type: str) -> dict[str, Any]:
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    """Wait for what happens in another thread, 10 seconds at most."""
-    async with asyncio.timeout(10):
+    """Wait for what happens in another thread, a minute at most: the machine may be busy."""
+    async with asyncio.timeout(60):
         while not is_true():  # noqa: ASYNC110 - what runs in the app's threads has no event to wait for
             await asyncio.sleep(0.005)

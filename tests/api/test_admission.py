@@ -15,6 +15,7 @@ from models.checkpoint import Checkpoint
 from service.admission import Admission, address_of
 from service.api_keys import new_key
 from service.app import create_app
+from service.logs import JsonFormatter
 from service.settings import Settings, SettingsError
 from tests.fakes import StuckModel, asgi_scope, encode, picture
 
@@ -138,8 +139,9 @@ class TestKeys:
                     text = repr((answer := await client.get(path, headers={"x-api-key": key})).headers) + answer.text
                     assert key not in text and str(tmp_path) not in text
         assert caplog.records
-        ours = [record.getMessage() for record in caplog.records if record.name.startswith("petseg")]
-        assert ours
+        records = [record for record in caplog.records if record.name.startswith("petseg")]
+        ours = [JsonFormatter().format(record) for record in records]
+        assert {getattr(record, "fields", {}).get("caller") for record in records} == {None, "lab"}
         assert not [line for line in ours if "petseg_" in line or str(tmp_path) in line]
 
     def test_a_key_file_that_is_not_there_stops_the_start(self, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(folder: Path) -> Settings:
-    return Settings(checkpoints=folder, image_threads=2, max_batch_size=4)
+    return Settings(checkpoints=folder, image_threads=2, max_batch_size=4, engine="torch")
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ async def test_a_request_whose_body_is_still_coming_is_answered_by_the_old_one_w
 class TestPolling:
     @pytest.fixture
     def settings(self, folder: Path) -> Settings:
-        return Settings(checkpoints=folder, image_threads=2, max_batch_size=4, reload_poll_s=0.02)
+        return Settings(checkpoints=folder, image_threads=2, max_batch_size=4, engine="torch", reload_poll_s=0.02)
 
     async def test_a_changed_folder_is_seen_without_a_signal(
         self, client: httpx.AsyncClient, folder: Path, reloads: Callable[[str, str], float]
