@@ -15,7 +15,7 @@ def test_a_small_soak_passes_and_writes_its_page(checkpoint_folder: Path, tmp_pa
     served.mkdir()
     (served / "unet.safetensors").symlink_to(checkpoint_folder / "unet.safetensors")
     (served / "prompt.safetensors").symlink_to(CHECKPOINT_FOLDER / "prompt.safetensors")
-    main(requests=60, clients=4, seed=7, photos=3, restarts=1, kills=1, checkpoints=served, page=page)
+    main(requests=60, clients=4, seed=7, photos=3, restarts=1, kills=1, checkpoints=served, engine="torch", page=page)
     text = page.read_text()
     assert "**passed**" in text
     assert "63 requests" in text  # 60, and three photos that are uploaded first
