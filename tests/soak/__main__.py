@@ -1,9 +1,9 @@
 """`python -m tests.soak`, also `make soak`: a long load of right and wrong requests on a real server, then restarts."""
 
 import asyncio
-import itertools
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,9 @@ MAX_GROWTH_BYTES = 64 << 20
 MAX_GROWTH_THREADS = 0
 MAX_GROWTH_FILES = 4
 
+LINGER_S = 0.5
+"""Ten times what passes between two of the balancer's questions: what an operator would set."""
+
 _SAMPLES = 200
 
 
@@ -47,8 +50,9 @@ def main(
     """Soak a server; exit with 1 where anything was wrong."""
     typer.echo(f"computing references for {photos} photos")
     corpus = build_corpus(load_folder(checkpoints), draw_photos(photos), seed)
+    settings: dict[str, object] = {"PETSEG_ENGINE": engine, "PETSEG_PRECISION": precision}
     with TemporaryDirectory() as folder:
-        start_one = starter(checkpoints, Path(folder), {"PETSEG_ENGINE": engine, "PETSEG_PRECISION": precision})
+        start_one = starter(checkpoints, Path(folder), settings)
         process, url = start_one()
         try:
             watch = Watch(process.pid, every=max(1, requests // _SAMPLES))
@@ -57,7 +61,9 @@ def main(
             took_s = time.monotonic() - began_at
         finally:
             exit_code = stop(process)
-        rolling = roll_two(start_one, corpus, restarts, kills, clients) if restarts or kills else None
+        linger = settings | {"PETSEG_LINGER_S": LINGER_S}
+        start_another = starter(checkpoints, Path(folder), linger)
+        rolling = roll_two(start_another, corpus, restarts, kills, clients) if restarts or kills else None
     faults = find_faults(tally, watch, exit_code, rolling)
     command = (
         f"python -m tests.soak --requests {requests} --clients {clients} --seed {seed} --photos {photos} "
@@ -95,10 +101,9 @@ async def soak_one(url: str, corpus: Corpus, requests: int, clients: int, watch:
 
 def starter(checkpoints: Path, folder: Path, settings: Mapping[str, object]) -> Start:
     """Starts servers that log into `folder`."""
-    numbers = itertools.count()
 
     def start_one() -> tuple[Process, str]:
-        log = folder / f"server-{next(numbers)}.log"
+        log = folder / f"server-{uuid.uuid4().hex}.log"
         process, url = start(checkpoints, log, settings)
         try:
             wait_until_ready(process, url, log)
