@@ -3,6 +3,8 @@
 import asyncio
 import os
 import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -13,7 +15,7 @@ import typer
 from models.checkpoint import CHECKPOINT_FOLDER
 from service.app import load_folder
 from tests.e2e.server import start, stop, wait_until_ready
-from tests.soak.balancer import Process, Rolling, roll
+from tests.soak.balancer import Process, Rolling, Start, roll
 from tests.soak.cases import Corpus, build_corpus
 from tests.soak.load import TIMEOUT_S, Tally, run_load, send_and_check, sender
 from tests.soak.page import Soak, write_page
@@ -24,6 +26,9 @@ MAX_GROWTH_BYTES = 64 << 20
 """A leak of 2 KiB a request would show after the last half of 50,000."""
 MAX_GROWTH_THREADS = 0
 MAX_GROWTH_FILES = 4
+
+LINGER_S = 0.5
+"""Ten times what passes between two of the balancer's questions: what an operator would set."""
 
 _SAMPLES = 200
 
@@ -36,27 +41,33 @@ def main(
     restarts: Annotated[int, typer.Option(help="Processes replaced with SIGTERM under load.")] = 6,
     kills: Annotated[int, typer.Option(help="Processes replaced with SIGKILL under load.")] = 6,
     checkpoints: Annotated[Path, typer.Option(help="Folder of *.safetensors to serve.")] = CHECKPOINT_FOLDER,
+    engine: Annotated[str, typer.Option(help="PETSEG_ENGINE of the server.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="PETSEG_PRECISION of the server. bf16 moves more border pixels than the checks allow.")
+    ] = "fp32",
     page: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("docs/soak.md"),
 ) -> None:
     """Soak a server; exit with 1 where anything was wrong."""
     typer.echo(f"computing references for {photos} photos")
     corpus = build_corpus(load_folder(checkpoints), draw_photos(photos), seed)
+    settings: dict[str, object] = {"PETSEG_ENGINE": engine, "PETSEG_PRECISION": precision}
     with TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
-        process, url = start(checkpoints, log)
+        start_one = starter(checkpoints, Path(folder), settings)
+        process, url = start_one()
         try:
-            wait_until_ready(process, url, log)
             watch = Watch(process.pid, every=max(1, requests // _SAMPLES))
             began_at = time.monotonic()
             tally = asyncio.run(soak_one(url, corpus, requests, clients, watch))
             took_s = time.monotonic() - began_at
         finally:
             exit_code = stop(process)
-        rolling = roll_two(checkpoints, Path(folder), corpus, restarts, kills, clients) if restarts or kills else None
+        linger = settings | {"PETSEG_LINGER_S": LINGER_S}
+        start_another = starter(checkpoints, Path(folder), linger)
+        rolling = roll_two(start_another, corpus, restarts, kills, clients) if restarts or kills else None
     faults = find_faults(tally, watch, exit_code, rolling)
     command = (
         f"python -m tests.soak --requests {requests} --clients {clients} --seed {seed} --photos {photos} "
-        f"--restarts {restarts} --kills {kills}"
+        f"--restarts {restarts} --kills {kills} --engine {engine} --precision {precision}"
     )
     soak = Soak(command, requests, clients, photos, seed, took_s, tally, watch, exit_code, rolling, faults)
     write_page(page, soak)
@@ -88,17 +99,26 @@ async def soak_one(url: str, corpus: Corpus, requests: int, clients: int, watch:
     return tally
 
 
-def roll_two(checkpoints: Path, folder: Path, corpus: Corpus, restarts: int, kills: int, clients: int) -> Rolling:
-    """Restart and kill processes under load."""
-    typer.echo(f"{restarts} restarts and {kills} kills under load")
-    logs = iter(range(10_000))
+def starter(checkpoints: Path, folder: Path, settings: Mapping[str, object]) -> Start:
+    """Starts servers that log into `folder`."""
 
     def start_one() -> tuple[Process, str]:
-        log = folder / f"rolling-{next(logs)}.log"
-        process, url = start(checkpoints, log)
-        wait_until_ready(process, url, log)
+        log = folder / f"server-{uuid.uuid4().hex}.log"
+        process, url = start(checkpoints, log, settings)
+        try:
+            wait_until_ready(process, url, log)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         return process, url
 
+    return start_one
+
+
+def roll_two(start_one: Start, corpus: Corpus, restarts: int, kills: int, clients: int) -> Rolling:
+    """Restart and kill processes under load."""
+    typer.echo(f"{restarts} restarts and {kills} kills under load")
     return asyncio.run(roll(start_one, corpus.for_any_process(), restarts=restarts, kills=kills, clients=clients))
 
 

@@ -141,9 +141,9 @@ async def roll(
     balancer, result = Balancer(), Rolling(restarts=restarts, kills=kills)
     is_over = asyncio.Event()
     indices = itertools.takewhile(lambda _: not is_over.is_set(), itertools.count())
-    for _ in range(2):
-        await balancer.add(start)
     try:
+        for _ in range(2):
+            await balancer.add(start)
         async with balancer.polling():
             load = asyncio.create_task(
                 run_load(balancer.send, corpus, indices, clients, result.tally, after_each=lambda: None)

@@ -98,7 +98,8 @@ def _rolling(rolling: Rolling | None) -> Iterable[str]:
     yield "## Restarts under load"
     yield ""
     yield (
-        f"Two processes behind a balancer that sends on what was refused and nothing else: {tally.total} requests, "
+        f"Two processes, which linger for half a second, behind a balancer that sends on what was refused and nothing "
+        f"else: {tally.total} requests, "
         f"{len(tally.wrong)} wrong answers, {rolling.refused} refusals sent on."
     )
     yield ""

@@ -216,9 +216,8 @@ def test_pods_have_little_rights_and_time_to_finish() -> None:
     assert pod["enableServiceLinks"] is False
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    waits_s = container["lifecycle"]["preStop"]["sleep"]["seconds"] + Settings().drain_s
-    assert pod["terminationGracePeriodSeconds"] > waits_s
-    our_settings({entry["name"]: entry.get("value") for entry in container["env"]})
+    settings = our_settings({entry["name"]: entry.get("value") for entry in container["env"]})
+    assert pod["terminationGracePeriodSeconds"] > float(settings["PETSEG_LINGER_S"]) + Settings().drain_s
 
 
 def test_manifests_agree_with_each_other() -> None:
