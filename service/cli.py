@@ -22,6 +22,7 @@ from service.app import create_app
 from service.logs import configure_logging
 from service.predictor import Predictor
 from service.protocol import bounded_protocol
+from service.reference import TABLES, fill
 from service.server import Server
 from service.settings import Settings, SettingsError, read_settings, variable
 
@@ -56,6 +57,21 @@ def serve(
         run_server(service_app, settings)
     except OSError as error:
         fail(str(error))
+
+
+@app.command()
+def reference(
+    table: Annotated[str, typer.Argument(help=f"One of {', '.join(TABLES)}.")],
+    into: Annotated[Path | None, typer.Option(help="Document to fill, between the table's markers.")] = None,
+) -> None:
+    """Print a table of the documents, from the code."""
+    if table not in TABLES:
+        fail(f"got table {table!r}, wanted one of {', '.join(TABLES)}")
+    text = TABLES[table]()
+    if into is None:
+        typer.echo(text, nl=False)
+    else:
+        into.write_text(fill(into.read_text(encoding="utf-8"), table, text), encoding="utf-8")
 
 
 @app.command()

@@ -33,13 +33,17 @@ class SettingsError(ValueError):
 class Settings(BaseSettings):
     """The service's settings; `PETSEG_PORT=9000` sets `port`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    # The docstrings of the fields are what docs/settings.md says of them.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     checkpoints: Path = CHECKPOINT_FOLDER
     """Folder whose *.safetensors are served, each under its file name."""
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is all of the machine's."""
     port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 is any free one."""
     operation_host: str = "127.0.0.1"
+    """Address of the operation port."""
     operation_port: int | None = Field(None, ge=0, le=65535)
     """Another port for /metrics, which then leaves the first, and for the health checks, which are on both."""
 
@@ -47,6 +51,7 @@ class Settings(BaseSettings):
     """Origins whose pages may call the service from a browser, such as https://example.org; * is any, empty is none."""
 
     log_format: Literal["logfmt", "json"] = "logfmt"
+    """How log lines are written: `key=value` words, or a JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """At `debug` the probes' own requests have log lines too."""
     traces: Literal["off", "otlp"] = "off"
@@ -64,7 +69,8 @@ class Settings(BaseSettings):
     compile: bool = False
     """Hand torch's networks to torch.compile: minutes at start, and a C++ compiler on a CPU. OpenVINO needs neither."""
     engine_cache: Path | None = Field(default_factory=default_cache_folder)
-    """Folder that keeps networks converted for OpenVINO; one that cannot be written to only makes starts slower."""
+    """Folder that keeps networks converted for OpenVINO, by itself one in the user's cache folder; one that cannot
+    be written to only makes starts slower."""
     streams: int = Field(0, ge=0, le=64)
     """Batches that may run side by side, of all models; 0 is one per CPU, and on a GPU two: one is made up while the
     other runs."""
@@ -117,6 +123,7 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(20.0, gt=0)
     """Seconds in which a body must come, and one more for each `min_body_bytes_per_s` of it that has; then 408."""
     min_body_bytes_per_s: int = Field(64 << 10, ge=1)
+    """Pace that a body must keep, see `body_timeout_s`."""
     max_held_bytes: int = Field(1 << 30, ge=1)
     """Bodies of all requests in flight together; more are refused with 503."""
     max_body_bytes: int = Field(32 << 20, ge=1)
@@ -124,6 +131,7 @@ class Settings(BaseSettings):
     max_batch_body_bytes: int = Field(256 << 20, ge=1)
     """Body of one /segment/{model}/batch request."""
     max_batch_images: int = Field(256, ge=1)
+    """Photos of one /segment/{model}/batch request."""
     max_pixels: int = Field(1 << 26, ge=1)
     """Pixels of one photo, judged from its header before decoding."""
     max_points: int = Field(MAX_POINTS, ge=1, le=MAX_POINTS)

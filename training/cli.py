@@ -334,7 +334,9 @@ def compare(
     folder: Annotated[Path, typer.Argument(help="Folder of checkpoints.")],
     out: Annotated[Path, typer.Option(help="Markdown page to write.")] = Path("docs/comparison.md"),
     robustness: Annotated[Path | None, typer.Option(help="A robustness.json to show as well.")] = None,
-    readme: Annotated[Path | None, typer.Option(help="README whose table is replaced, between its markers.")] = None,
+    readme: Annotated[
+        list[Path] | None, typer.Option(help="Documents whose table is replaced, between its markers.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the timed passes; torch's own choice.")] = None,
 ) -> None:
     """Write all models side by side: quality from their cards, robustness, sizes, latency, and the study's rows."""
@@ -345,5 +347,5 @@ def compare(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    write_page(measure(folder), out, robustness=robustness, readme=readme)
+    write_page(measure(folder), out, robustness=robustness, readmes=readme or [])
     typer.echo(f"wrote {out}")

@@ -253,15 +253,15 @@ def render_page(compared: Sequence[Compared], robustness: dict[str, Any] | None 
 
 
 def write_page(
-    compared: Sequence[Compared], out: Path, *, robustness: Path | None = None, readme: Path | None = None
+    compared: Sequence[Compared], out: Path, *, robustness: Path | None = None, readmes: Sequence[Path] = ()
 ) -> None:
-    """Write the page, and the table into the README where one is given."""
+    """Write the page, and the table into other documents that have its markers."""
     report = json.loads(robustness.read_text()) if robustness else None
     picture = robustness.with_name("curves.svg") if robustness else None
     curves = Path(os.path.relpath(picture, out.parent)).as_posix() if picture and picture.exists() else ""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(render_page(compared, report, curves), encoding="utf-8")
-    if readme is not None:
+    for readme in readmes:
         text = replace_table(readme.read_text(encoding="utf-8"), f"{summary_table(compared)}\n\n{describe_timing()}")
         readme.write_text(text, encoding="utf-8")
 

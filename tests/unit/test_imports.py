@@ -31,6 +31,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "stages",
     "metrics",
     "errors",
+    "reference",
     "label_studio_images",
     "png",
     "api_keys",
