@@ -56,9 +56,9 @@ def build_engines(checkpoints: Sequence[Checkpoint], device: torch.device, optio
     engines: list[Engine] = []
     for checkpoint in checkpoints:
         try:
-            engines.append(compiler.compile(checkpoint.model, checkpoint.digest, checkpoint.name))
+            engines.append(compiler.compile(checkpoint))
         except EngineError as error:
-            if options.engine == "openvino":
+            if options.engine == "openvino" or checkpoint.graphs:
                 raise
             logger.warning("%s", error)
             engines.append(_torch_engine(checkpoint, device, options))
@@ -80,6 +80,11 @@ def available_cpus() -> int:
 
 
 def _torch_engine(checkpoint: Checkpoint, device: torch.device, options: EngineOptions) -> TorchEngine:
+    if checkpoint.graphs:
+        raise EngineError(
+            f"{checkpoint.name}: got a checkpoint of 8-bit integers for torch on {device.type}, wanted OpenVINO on a "
+            "cpu; pip install 'petseg[openvino]' and leave the engine to auto, or serve what it was made from"
+        )
     precision = _precision(options.precision, _torch_has_bf16(device))
     return TorchEngine(checkpoint.model, device, precision, compiles=options.compiles)
 

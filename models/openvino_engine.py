@@ -1,30 +1,40 @@
 """OpenVINO as the engine: the fastest on CPUs, as far as we measured."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.base import Features, SegmentationModel
-from models.engine import DecodeGraph, EncodeGraph, Engine, Precision, example_images, example_prompts, takes_prompt
+from models.checkpoint import Checkpoint
+from models.engine import DecodeGraph, EncodeGraph, Engine, example_images, example_prompts, takes_prompt
 from models.folding import fold_batch_norms, has_batch_norms
-from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, graph_key
+from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, graph_key, load_graph
 from models.prompts import PromptTensors
+from models.stored_graph import StoredGraph
 
 
 class OpenVinoEngine(Engine):
     """Both halves as graphs; prompts are embedded by torch, and what embeds them stays float32."""
 
-    def __init__(self, model: SegmentationModel, encoder: Graph, decoder: Graph | None, precision: Precision) -> None:
-        """decoder: None for image-only models."""
+    def __init__(
+        self, model: SegmentationModel, encoder: Graph, decoder: Graph | None, numbers: str, encoder_digest: str | None
+    ) -> None:
+        """decoder: None for image-only models. numbers: what the layers compute in, for `name`."""
         super().__init__(model, torch.device("cpu"))
-        self.precision = precision
         self._encoder = encoder
         self._decoder = decoder
+        self._numbers = numbers
+        self._encoder_digest = encoder_digest
 
     @property
     def name(self) -> str:
-        return f"openvino {self.precision}"
+        return f"openvino {self._numbers}"
+
+    @property
+    def encoder_digest(self) -> str | None:
+        return self._encoder_digest
 
     def encode(self, images: Tensor) -> Features:
         return self._encoder(images)
@@ -45,29 +55,44 @@ class OpenVinoCompiler:
         self.folder = folder
         self._encoders: dict[str, Graph] = {}
 
-    def compile(self, model: SegmentationModel, digest: str, name: str) -> OpenVinoEngine:
-        """An engine for `model`.
-
-        digest: sha256 of its checkpoint; name: for messages. Raises EngineError for a network that does not convert.
-        """
-        model = model.eval().requires_grad_(False)
-        identity = model.encoder_digest() or digest
-        if identity not in self._encoders:
-            key = graph_key(identity, "encode")
-            self._encoders[identity] = Graph(self.folder.load(key, lambda: _convert_encoder(model, name)), self.options)
+    def compile(self, checkpoint: Checkpoint) -> OpenVinoEngine:
+        """An engine for `checkpoint`. Raises EngineError for a network that does not convert."""
+        model = checkpoint.model.eval().requires_grad_(False)
+        if checkpoint.graphs:
+            return self._compile_stored(model, checkpoint.graphs)
+        name, shared = checkpoint.name, model.encoder_digest()
+        identity = shared or checkpoint.digest
+        encoder = self._encoder(identity, lambda: self._kept(identity, "encode", lambda: convert_encoder(model, name)))
         decoder = None
         if takes_prompt(model):
-            key = graph_key(digest, "decode")
-            decoder = Graph(self.folder.load(key, lambda: _convert_decoder(model, name)), self.options)
-        return OpenVinoEngine(model, self._encoders[identity], decoder, self.options.precision)
+            kept = self._kept(checkpoint.digest, "decode", lambda: convert_decoder(model, name))
+            decoder = Graph(kept, self.options)
+        return OpenVinoEngine(model, encoder, decoder, self.options.precision, shared)
+
+    def _compile_stored(self, model: SegmentationModel, graphs: Mapping[str, StoredGraph]) -> OpenVinoEngine:
+        """A quantized network: what is not in integers, such as interpolation, runs in the options' precision."""
+        digest = graphs["encode"].digest
+        encoder = self._encoder(digest, lambda: load_graph(graphs["encode"]))
+        decoder = Graph(load_graph(graphs["decode"]), self.options) if "decode" in graphs else None
+        return OpenVinoEngine(model, encoder, decoder, "int8", digest)
+
+    def _encoder(self, identity: str, make: Callable[[], Any]) -> Graph:
+        if identity not in self._encoders:
+            self._encoders[identity] = Graph(make(), self.options)
+        return self._encoders[identity]
+
+    def _kept(self, identity: str, part: str, make: Callable[[], Any]) -> Any:
+        return self.folder.load(graph_key(identity, part), make)
 
 
-def _convert_encoder(model: SegmentationModel, name: str) -> Any:
+def convert_encoder(model: SegmentationModel, name: str) -> Any:
+    """`encode` as a graph that is not compiled yet; the whole network where it takes no prompt."""
     _fold(model)
     return convert(EncodeGraph(model), lambda rows: (example_images(model, rows),), f"{name}: encode")
 
 
-def _convert_decoder(model: SegmentationModel, name: str) -> Any:
+def convert_decoder(model: SegmentationModel, name: str) -> Any:
+    """`decode` as a graph that is not compiled yet: features, then the embedded prompt's tensors -> logits."""
     _fold(model)
 
     def example(rows: int) -> tuple[Tensor, ...]:

@@ -88,7 +88,7 @@ class Predictor:
         self.cache = cache
         self.max_pixels = max_pixels
         self.model = checkpoint.model
-        self.encoder_digest = self.model.encoder_digest() or checkpoint.digest
+        self.encoder_digest = engine.encoder_digest or checkpoint.digest
         self.image_size = self.model.config.image_size
         self.class_names = self.model.config.class_names
 
