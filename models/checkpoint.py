@@ -72,11 +72,11 @@ class Checkpoint:
 
     name: str
     model: SegmentationModel
-    """One made of `graphs` knows its prompts and its backbone, but has no weights of its own and refuses to run."""
+    """Beside `graphs`, it knows its prompts and its backbone, but has no weights of its own and refuses to run."""
     card: ModelCard
     digest: str
     graphs: Mapping[str, StoredGraph] = field(default_factory=dict)
-    """`encode` and, where a prompt is taken, `decode` of a quantized checkpoint; empty for one of weights."""
+    """Of a quantized checkpoint: `encode`, unless it is a frozen tower's, and `decode` where a prompt is taken."""
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, *, half: bool = False) -> None:
@@ -157,17 +157,25 @@ def _read_graphs(
         graphs = read_graphs(tensors)
     except ValueError as error:
         raise CheckpointError(f"{path}: tensors: {error}") from error
-    if ("decode" in graphs) != (model.prompt_kind is not PromptKind.NONE):
-        raise CheckpointError(f"{path}: tensors: got {', '.join(graphs)}, wanted decode where a prompt is taken")
+    if set(graphs) != (wanted := quantized_parts(model)):
+        got = ", ".join(graphs)
+        raise CheckpointError(f"{path}: tensors: got graphs of {got}, wanted {', '.join(sorted(wanted))}")
 
     def refuse(*_: object) -> NoReturn:
-        raise CheckpointError(f"{path}: got graphs for OpenVINO, wanted weights; build_engines runs it")
+        raise CheckpointError(f"{path}: got graphs for OpenVINO, wanted weights; an EngineBuilder runs it")
 
     for name, part in model.named_children():
         if name not in model.frozen:
             part.to("meta")
-    model.encode = model.decode = refuse  # type: ignore[assignment, method-assign]
+    for part in {*graphs, "decode"}:
+        setattr(model, part, refuse)
     return graphs
+
+
+def quantized_parts(model: SegmentationModel) -> set[str]:
+    """What a quantized checkpoint of `model` holds; an encoder that models share stays as they share it."""
+    parts = set() if model.encoder_digest() else {"encode"}
+    return parts if model.prompt_kind is PromptKind.NONE else {*parts, "decode"}
 
 
 def without_fields(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

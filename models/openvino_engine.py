@@ -1,7 +1,8 @@
 """OpenVINO as the engine: the fastest on CPUs, as far as we measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from models.engine import DecodeGraph, EncodeGraph, Engine, example_images, exam
 from models.folding import fold_batch_norms, has_batch_norms
 from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, graph_key, load_graph
 from models.prompts import PromptTensors
-from models.stored_graph import StoredGraph
 
 
 class OpenVinoEngine(Engine):
@@ -48,52 +48,59 @@ class OpenVinoEngine(Engine):
 
 
 class OpenVinoCompiler:
-    """Makes engines; networks with one encoder share its graph."""
+    """Makes engines; networks with one encoder share its graph for as long as one of them lives."""
 
     def __init__(self, options: GraphOptions, folder: GraphFolder) -> None:
         self.options = options
         self.folder = folder
-        self._encoders: dict[str, Graph] = {}
+        self._encoders: WeakValueDictionary[str, Graph] = WeakValueDictionary()
 
     def compile(self, checkpoint: Checkpoint) -> OpenVinoEngine:
-        """An engine for `checkpoint`. Raises EngineError for a network that does not convert."""
-        model = checkpoint.model.eval().requires_grad_(False)
-        if checkpoint.graphs:
-            return self._compile_stored(model, checkpoint.graphs)
-        name, shared = checkpoint.name, model.encoder_digest()
-        identity = shared or checkpoint.digest
-        encoder = self._encoder(identity, lambda: self._kept(identity, "encode", lambda: convert_encoder(model, name)))
-        decoder = None
-        if takes_prompt(model):
-            kept = self._kept(checkpoint.digest, "decode", lambda: convert_decoder(model, name))
-            decoder = Graph(kept, self.options)
-        return OpenVinoEngine(model, encoder, decoder, self.options.precision, shared)
+        """An engine for `checkpoint`. Raises EngineError for a network that does not convert.
 
-    def _compile_stored(self, model: SegmentationModel, graphs: Mapping[str, StoredGraph]) -> OpenVinoEngine:
-        """A quantized network: what is not in integers, such as interpolation, runs in the options' precision."""
-        digest = graphs["encode"].digest
-        encoder = self._encoder(digest, lambda: load_graph(graphs["encode"]))
-        decoder = Graph(load_graph(graphs["decode"]), self.options) if "decode" in graphs else None
-        return OpenVinoEngine(model, encoder, decoder, "int8", digest)
+        Of a quantized one, what is not in integers, such as interpolation, runs in the options' precision.
+        """
+        model, graphs = checkpoint.model.eval().requires_grad_(False), checkpoint.graphs
+        shared = graphs["encode"].digest if "encode" in graphs else model.encoder_digest()
+        encoder = self._shared(shared or checkpoint.digest, lambda: self._encoder(checkpoint))
+        decoder = self._compiled(self._decoder(checkpoint)) if takes_prompt(model) else None
+        return OpenVinoEngine(model, encoder, decoder, "int8" if graphs else self.options.precision, shared)
 
-    def _encoder(self, identity: str, make: Callable[[], Any]) -> Graph:
-        if identity not in self._encoders:
-            self._encoders[identity] = Graph(make(), self.options)
-        return self._encoders[identity]
+    def _encoder(self, checkpoint: Checkpoint) -> Any:
+        if "encode" in checkpoint.graphs:
+            return load_graph(checkpoint.graphs["encode"])
+        model, name = checkpoint.model, checkpoint.name
+        key = graph_key(model.encoder_digest() or checkpoint.digest, "encode")
+        return self.folder.load(key, lambda: convert_encoder(model, name))
 
-    def _kept(self, identity: str, part: str, make: Callable[[], Any]) -> Any:
-        return self.folder.load(graph_key(identity, part), make)
+    def _decoder(self, checkpoint: Checkpoint) -> Any:
+        if "decode" in checkpoint.graphs:
+            return load_graph(checkpoint.graphs["decode"])
+        model, name = checkpoint.model, checkpoint.name
+        return self.folder.load(graph_key(checkpoint.digest, "decode"), lambda: convert_decoder(model, name))
+
+    def _shared(self, identity: str, make: Callable[[], Any]) -> Graph:
+        encoder = self._encoders.get(identity)
+        if encoder is None:
+            encoder = self._encoders[identity] = self._compiled(make())
+        return encoder
+
+    def _compiled(self, graph: Any) -> Graph:
+        return Graph(graph, self.options)
 
 
 def convert_encoder(model: SegmentationModel, name: str) -> Any:
     """`encode` as a graph that is not compiled yet; the whole network where it takes no prompt."""
-    _fold(model)
-    return convert(EncodeGraph(model), lambda rows: (example_images(model, rows),), f"{name}: encode")
+    module = EncodeGraph(model)
+    if has_batch_norms(model):  # folded first: less to trace
+        fold_batch_norms(model, lambda: module(example_images(model, 1)))
+    return convert(module, lambda rows: (example_images(model, rows),), f"{name}: encode")
 
 
 def convert_decoder(model: SegmentationModel, name: str) -> Any:
     """`decode` as a graph that is not compiled yet: features, then the embedded prompt's tensors -> logits."""
-    _fold(model)
+    if has_batch_norms(model):
+        fold_batch_norms(model, lambda: model(example_images(model, 1), example_prompts(model, 1)))
 
     def example(rows: int) -> tuple[Tensor, ...]:
         features, embedded = _decoder_inputs(model, rows)
@@ -101,12 +108,6 @@ def convert_decoder(model: SegmentationModel, name: str) -> Any:
 
     features, embedded = _decoder_inputs(model, 1)
     return convert(DecodeGraph(model, len(features), tuple(embedded)), example, f"{name}: decode")
-
-
-def _fold(model: SegmentationModel) -> None:
-    """Fold before conversion: less to trace."""
-    if has_batch_norms(model):
-        fold_batch_norms(model, lambda: model(example_images(model, 1), example_prompts(model, 1)))
 
 
 def _decoder_inputs(model: SegmentationModel, rows: int) -> tuple[Features, PromptTensors]:

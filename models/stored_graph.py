@@ -41,8 +41,8 @@ def read_graphs(tensors: Mapping[str, Tensor]) -> dict[str, StoredGraph]:
     """The reverse of `graph_tensors`. Raises ValueError for what it does not write."""
     parts = [part for part in PARTS if f"{part}.xml" in tensors]
     wanted = {f"{part}.{kind}" for part in parts for kind in ("xml", "weights")}
-    if "encode" not in parts or tensors.keys() != wanted:
-        raise ValueError(f"got {sorted(tensors)[:4]}, wanted the xml and weights of {' and '.join(PARTS)}")
+    if not parts or tensors.keys() != wanted:
+        raise ValueError(f"got {sorted(tensors)[:4]}, wanted the xml and weights of {' or '.join(PARTS)}")
     return {part: StoredGraph(_inflate(tensors[f"{part}.xml"]), _bytes(tensors[f"{part}.weights"])) for part in parts}
 
 

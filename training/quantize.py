@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from models.base import SegmentationModel
-from models.checkpoint import Checkpoint, Quantization, load_checkpoint, save_quantized
-from models.engine import Precision, as_model, takes_prompt
-from models.engine_choice import EngineOptions, build_engines
+from models.checkpoint import Checkpoint, Quantization, load_checkpoint, quantized_parts, save_quantized
+from models.engine import Precision, as_model
+from models.engine_choice import EngineBuilder, EngineOptions
 from models.letterbox import Letterbox, image_tensor
 from models.openvino_engine import convert_decoder, convert_encoder
 from models.openvino_graph import Graph, GraphOptions, load_openvino, store_graph
@@ -42,7 +42,8 @@ class Example:
 def quantize(checkpoint: Checkpoint, root: Path, records: Sequence[PetRecord], out: Path) -> Checkpoint:
     """Write `checkpoint` in 8-bit integers to `out` and load it again.
 
-    records: the photos, in the official layout under `root`, whose activations set the integers' ranges. The network of
+    A frozen tower stays as it is: models share it and the features it gives, and in integers it cost `clip` half a
+    point. records: the photos, in the official layout under `root`, whose activations set the integers' ranges. The network of
     `checkpoint` is folded in place. The card's metrics are left out: they were not measured of these graphs.
     """
     if checkpoint.graphs:
@@ -50,10 +51,13 @@ def quantize(checkpoint: Checkpoint, root: Path, records: Sequence[PetRecord], o
     nncf, openvino = load_nncf(), load_openvino()
     model = checkpoint.model.eval().requires_grad_(False)
     examples = read_examples(model, root, records)
-    graphs = {"encode": _quantize(convert_encoder(model, checkpoint.name), [_arrays(each.image) for each in examples])}
-    if takes_prompt(model):
-        encoder = Graph(graphs["encode"], GraphOptions(Precision.FP32, 1, 1))
-        rows = [_decoder_inputs(model, encoder, each) for each in examples]
+    parts = quantized_parts(model)
+    encoder, graphs = convert_encoder(model, checkpoint.name), {}
+    if "encode" in parts:
+        encoder = graphs["encode"] = _quantize(encoder, [_arrays(each.image) for each in examples])
+    if "decode" in parts:
+        compiled = Graph(encoder, GraphOptions(Precision.FP32, 1, 1))
+        rows = [_decoder_inputs(model, compiled, each) for each in examples]
         graphs["decode"] = _quantize(convert_decoder(model, checkpoint.name), rows)
     quantization = Quantization(
         method="post-training, NNCF: symmetric ranges, biases corrected layer by layer",
@@ -87,12 +91,12 @@ class Loss:
 def measure_loss(before: Checkpoint, after: Checkpoint, root: Path, records: Sequence[PetRecord]) -> Loss:
     """Both checkpoints on `records` under the headline protocol, as the service runs them."""
     protocol = protocol_names(before.model.prompt_kind)[0]
-    results = [
-        measure(as_served(checkpoint, precision), root, records, [protocol])[protocol]
+    floats, integers = (
+        measure(as_served(checkpoint, precision), root, records, [protocol])
         for checkpoint, precision in ((before, Precision.FP32), (after, None))
-    ]
-    scores = [float(result["boundary_ignore"]["mean_iou"]) for result in results]
-    return Loss(protocol, *scores, {protocol: results[1]})
+    )
+    scores = [float(results[protocol]["boundary_ignore"]["mean_iou"]) for results in (floats, integers)]
+    return Loss(protocol, scores[0], scores[1], integers)
 
 
 def as_served(
@@ -100,8 +104,7 @@ def as_served(
 ) -> SegmentationModel:
     """The network as the service would run it here, for evaluation; None: in the precision that it would choose."""
     options = EngineOptions(precision=precision.value if precision else "auto", threads=torch.get_num_threads())
-    (engine,) = build_engines([checkpoint], device, options)
-    return as_model(engine)
+    return as_model(EngineBuilder(device, options).build(checkpoint))
 
 
 def load_nncf() -> Any:
@@ -127,7 +130,7 @@ def read_examples(model: SegmentationModel, root: Path, records: Sequence[PetRec
 
 
 def _decoder_inputs(model: SegmentationModel, encoder: Graph, example: Example) -> Arrays:
-    """What `decode` reads of one photo, its features those of the quantized encoder."""
+    """What `decode` reads of one photo once it is served."""
     features = encoder(example.image)
     with torch.no_grad():
         embedded = model.embed_prompt(features, example.prompt)

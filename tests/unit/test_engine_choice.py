@@ -8,7 +8,7 @@ import torch
 from models import engine_choice, openvino_graph
 from models.checkpoint import Checkpoint, ModelCard
 from models.engine import EngineError, Precision
-from models.engine_choice import EngineOptions, available_cpus, build_engines, default_cache_folder
+from models.engine_choice import EngineBuilder, EngineOptions, available_cpus, default_cache_folder
 from models.openvino_engine import OpenVinoCompiler
 from models.openvino_graph import Graph, GraphFolder, GraphOptions
 from models.torch_engine import TorchEngine, find_computing_layers
@@ -27,21 +27,21 @@ def smoke(recipe: str) -> Checkpoint:
 
 
 def test_openvino_is_the_choice_on_a_cpu(unet: Checkpoint, tmp_path: Path) -> None:
-    (engine,) = build_engines([unet], CPU, EngineOptions(precision="fp32", cache_folder=tmp_path))
+    engine = EngineBuilder(CPU, EngineOptions(precision="fp32", cache_folder=tmp_path)).build(unet)
     assert engine.name == "openvino fp32"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_torch_where_openvino_is_not_installed(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_graph, "is_installed", lambda: False)
-    assert build_engines([unet], CPU, EngineOptions(precision="fp32"))[0].name == "torch fp32"
+    assert EngineBuilder(CPU, EngineOptions(precision="fp32")).build(unet).name == "torch fp32"
     with pytest.raises(EngineError, match=r"got openvino, which is not installed; pip install 'petseg\[openvino\]'"):
-        build_engines([unet], CPU, EngineOptions("openvino"))
+        EngineBuilder(CPU, EngineOptions("openvino")).build(unet)
 
 
 def test_openvino_on_a_gpu_is_refused(unet: Checkpoint) -> None:
     with pytest.raises(EngineError, match="got openvino on cuda, wanted it on a cpu"):
-        build_engines([unet], torch.device("cuda"), EngineOptions("openvino"))
+        EngineBuilder(torch.device("cuda"), EngineOptions("openvino")).build(unet)
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
@@ -51,9 +51,9 @@ def test_the_precision_is_what_the_device_computes_in(
     wanted = "bf16" if has_bf16 else "fp32"
     monkeypatch.setattr(openvino_graph, "has_native_bf16", lambda: has_bf16)
     monkeypatch.setattr(engine_choice, "_torch_has_bf16", lambda device: has_bf16)
-    assert build_engines([unet], CPU, EngineOptions("openvino"))[0].name == f"openvino {wanted}"
-    assert build_engines([unet], CPU, EngineOptions("torch", "fp32"))[0].name == "torch fp32"
-    assert build_engines([unet], CPU, EngineOptions("torch"))[0].name == f"torch {wanted}"
+    assert EngineBuilder(CPU, EngineOptions("openvino")).build(unet).name == f"openvino {wanted}"
+    assert EngineBuilder(CPU, EngineOptions("torch", "fp32")).build(unet).name == "torch fp32"
+    assert EngineBuilder(CPU, EngineOptions("torch")).build(unet).name == f"torch {wanted}"
 
 
 def test_what_does_not_convert_runs_on_torch_and_it_is_said(
@@ -63,15 +63,15 @@ def test_what_does_not_convert_runs_on_torch_and_it_is_said(
         raise EngineError("colour: got a network that OpenVINO does not convert; use torch")
 
     monkeypatch.setattr("models.openvino_engine.convert", refuse)
-    (engine,) = build_engines([fake_checkpoint(ColourModel, "colour")], CPU, EngineOptions())
+    engine = EngineBuilder(CPU, EngineOptions()).build(fake_checkpoint(ColourModel, "colour"))
     assert isinstance(engine, TorchEngine)
     assert "colour: got a network that OpenVINO does not convert" in caplog.text
     with pytest.raises(EngineError, match="colour: got"):
-        build_engines([fake_checkpoint(ColourModel, "colour")], CPU, EngineOptions("openvino"))
+        EngineBuilder(CPU, EngineOptions("openvino")).build(fake_checkpoint(ColourModel, "colour"))
 
 
 def test_models_on_one_tower_share_its_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    clip, prompt = smoke("clip-compact"), smoke("prompt-compact")
+    clip, prompt = smoke("clip"), smoke("prompt")
     assert clip.model.encoder_digest() == prompt.model.encoder_digest() is not None
     made: list[Graph] = []
     built = Graph.__init__
@@ -90,7 +90,7 @@ def test_models_on_one_tower_share_its_graph(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_layers_that_embed_prompts_stay_float32() -> None:
-    checkpoint = smoke("clip-compact")
+    checkpoint = smoke("clip")
     engine = TorchEngine(checkpoint.model, CPU, Precision.FP32)
     computing = {name for name, module in checkpoint.model.named_modules() if module in find_computing_layers(engine)}
     assert any(name.startswith("head.") for name in computing)
@@ -100,8 +100,13 @@ def test_layers_that_embed_prompts_stay_float32() -> None:
 
 def test_compiled_networks_say_so(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
-    (engine,) = build_engines([unet], CPU, EngineOptions("torch", "fp32", compiles=True))
+
+    def note(function: object, **_: object) -> object:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", note)
+    engine = EngineBuilder(CPU, EngineOptions("torch", "fp32", compiles=True)).build(unet)
     engine.warm_up(2)
     assert engine.name == "torch fp32, compiled"
     assert len(compiled) == 2
@@ -111,7 +116,7 @@ def test_compiled_networks_say_so(unet: Checkpoint, monkeypatch: pytest.MonkeyPa
 def test_every_kind_of_model_can_be_warmed(engine: str) -> None:
     for kind in (ColourModel, TextModel):
         options = EngineOptions(engine, "fp32")  # type: ignore[arg-type]
-        (built,) = build_engines([fake_checkpoint(kind, "any")], CPU, options)
+        built = EngineBuilder(CPU, options).build(fake_checkpoint(kind, "any"))
         built.warm_up(3)
 
 

@@ -7,9 +7,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from models.checkpoint import Checkpoint, CheckpointError, ModelCard, load_checkpoint, read_card, save_checkpoint
+from models.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    ModelCard,
+    backbone_digest,
+    load_checkpoint,
+    read_card,
+    save_checkpoint,
+    save_quantized,
+)
 from models.engine import EngineError, Precision, example_images, example_prompts
-from models.engine_choice import EngineOptions, build_engines
+from models.engine_choice import EngineBuilder, EngineOptions
 from models.tensor_file import write_safetensors
 from service.app import create_app
 from service.settings import Settings, SettingsError
@@ -57,7 +66,7 @@ def test_it_is_served_like_any_other(int8: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SettingsError, match=r"PETSEG_ENGINE: unet-int8: got a checkpoint of 8-bit integers for torch"):
         create_app(Settings(checkpoints=int8.parent, engine="auto"))
     with pytest.raises(EngineError, match="on cuda, wanted OpenVINO on a cpu"):
-        build_engines([load_checkpoint(int8)], torch.device("cuda"), EngineOptions())
+        EngineBuilder(torch.device("cuda"), EngineOptions()).build(load_checkpoint(int8))
 
 
 def test_without_an_engine_it_refuses_to_run(int8: Path) -> None:
@@ -71,27 +80,35 @@ def test_it_is_not_quantized_twice(int8: Path, raw_pets: Path, tmp_path: Path) -
         quantize(load_checkpoint(int8), raw_pets, read_records(raw_pets, "test"), tmp_path / "twice.safetensors")
 
 
-def test_prompted_models_have_two_graphs(raw_pets: Path, tmp_path: Path) -> None:
-    config = load_config("prompt-compact", smoke=True)
+def test_a_frozen_tower_stays_as_it_is_shared(raw_pets: Path, tmp_path: Path) -> None:
+    config = load_config("prompt", smoke=True)
     torch.manual_seed(0)
     model = build_model(config).eval()
     card = ModelCard(
         architecture=config.architecture,
         config=model.config.model_dump(mode="json"),
-        backbone_digest=model.get_submodule("backbone").digest,  # type: ignore[arg-type]
+        backbone_digest=backbone_digest(model),
     )
     save_checkpoint(tmp_path / "prompt.safetensors", model, card)
     source, records = load_checkpoint(tmp_path / "prompt.safetensors"), read_records(raw_pets, "test")
     made = quantize(source, raw_pets, records, tmp_path / "prompt-int8.safetensors")
-    (engine,) = build_engines([made], CPU, EngineOptions())
+    engine = EngineBuilder(CPU, EngineOptions()).build(made)
     images, prompts = example_images(model, 2), example_prompts(model, 2)
     logits = engine.decode(engine.encode(images), prompts)
     with torch.inference_mode():
         wanted = model(images, prompts)
     assert logits.shape == wanted.shape
     assert np.corrcoef(logits.flatten(), wanted.flatten())[0, 1] > 0.98
-    # Its features are not those of the tower in floats, nor found under their digest.
-    assert engine.encoder_digest == made.graphs["encode"].digest != source.model.encoder_digest()
+    assert list(made.graphs) == ["decode"]
+    assert engine.encoder_digest == source.model.encoder_digest() is not None
+    torch.testing.assert_close(made.model.encode(images), source.model.encode(images))
+    with pytest.raises(CheckpointError, match="got graphs for OpenVINO, wanted weights"):
+        made.model.decode(made.model.encode(images), prompts)
+
+
+def test_an_encoder_in_integers_has_a_digest_of_its_own(int8: Path) -> None:
+    checkpoint = load_checkpoint(int8)
+    assert EngineBuilder(CPU, EngineOptions()).build(checkpoint).encoder_digest == checkpoint.graphs["encode"].digest
 
 
 def test_files_of_other_parts_are_refused(int8: Path, tmp_path: Path) -> None:
@@ -100,6 +117,12 @@ def test_files_of_other_parts_are_refused(int8: Path, tmp_path: Path) -> None:
     write_safetensors(broken, {"encode.xml": torch.zeros(4, dtype=torch.uint8)}, {"model_card": card})
     with pytest.raises(CheckpointError, match=r"broken.safetensors: tensors: got \['encode.xml'\], wanted"):
         load_checkpoint(broken)
+    graphs = load_checkpoint(int8).graphs
+    save_quantized(broken, {"decode": graphs["encode"]}, read_card(int8))
+    with pytest.raises(CheckpointError, match=r"broken.safetensors: tensors: got graphs of decode, wanted encode"):
+        load_checkpoint(broken)
+    with pytest.raises(ValueError, match="got a card without quantization"):
+        save_quantized(broken, graphs, read_card(int8).model_copy(update={"quantization": None}))
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -134,6 +157,6 @@ def test_nncf_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(quantization.importlib, "import_module", missing)
+    monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(ValueError, match=r"got no NNCF \(nncf\), wanted it to quantize; pip install 'petseg\[train\]'"):
         quantization.load_nncf()
