@@ -4,27 +4,32 @@ Training writes these files, the service and `evaluate` read them.
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
+from torch import Tensor
 
 from models.architectures import get_architecture
 from models.base import SegmentationModel
+from models.prompts import PromptKind
+from models.stored_graph import StoredGraph, graph_tensors, read_graphs
 from models.tensor_file import Card, CheckpointError, first_problem, halve_matrices, read_card_of, write_safetensors
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ModelCard",
+    "Quantization",
     "backbone_digest",
     "load_checkpoint",
     "read_card",
     "save_checkpoint",
+    "save_quantized",
     "update_card",
 ]
 
@@ -32,6 +37,20 @@ FORMAT_VERSION = 1
 CARD_KEY = "model_card"
 CHECKPOINT_FOLDER = Path(__file__).parent / "checkpoints"
 """The checkpoints that ship with the package."""
+
+
+class Quantization(BaseModel):
+    """How a checkpoint of 8-bit integers came about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    source: str
+    """sha256 of the checkpoint that it was made from."""
+    calibration: dict[str, Any]
+    """Data, number of photos, and their fingerprint."""
+    made_with: str
+    """Names and versions of the packages that made the graphs."""
 
 
 class ModelCard(Card):
@@ -43,6 +62,8 @@ class ModelCard(Card):
     """The architecture's Config: sizes, class names and preprocessing."""
     backbone_digest: str | None = None
     """Digest of the frozen backbone's weights; None for models without one."""
+    quantization: Quantization | None = None
+    """None for a checkpoint of weights. With it, the file holds graphs for OpenVINO in their place."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +72,11 @@ class Checkpoint:
 
     name: str
     model: SegmentationModel
+    """Beside `graphs`, it knows its prompts and its backbone, but has no weights of its own and refuses to run."""
     card: ModelCard
     digest: str
+    graphs: Mapping[str, StoredGraph] = field(default_factory=dict)
+    """Of a quantized checkpoint: `encode`, unless it is a frozen tower's, and `decode` where a prompt is taken."""
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, *, half: bool = False) -> None:
@@ -67,6 +91,13 @@ def save_checkpoint(path: Path, model: SegmentationModel, card: ModelCard, *, ha
         if key.split(".")[0] not in left_out
     }
     write_safetensors(path, halve_matrices(tensors) if half else tensors, {CARD_KEY: card.model_dump_json()})
+
+
+def save_quantized(path: Path, graphs: Mapping[str, StoredGraph], card: ModelCard) -> None:
+    """Write a quantized network: its graphs in place of weights, and a card with `quantization`."""
+    if card.quantization is None:
+        raise ValueError("got a card without quantization, wanted one that says how the graphs came about")
+    write_safetensors(path, graph_tensors(graphs), {CARD_KEY: card.model_dump_json()})
 
 
 def update_card(path: Path, card: ModelCard) -> None:
@@ -100,6 +131,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     model = architecture(config)
     model.drop_training_parts()
     check_backbone(path, model, card)
+    graphs = _read_graphs(path, model, card, tensors) if card.quantization else {}
+    if not graphs:
+        _load_weights(path, model, tensors)
+    return Checkpoint(path.stem, model.eval(), card, hashlib.sha256(data).hexdigest(), graphs)
+
+
+def _load_weights(path: Path, model: SegmentationModel, tensors: dict[str, Tensor]) -> None:
     # Compared by name: load_state_dict does not count a batch norm's missing num_batches_tracked.
     wanted = {key for key in model.state_dict() if key.split(".")[0] not in model.frozen}
     if tensors.keys() != wanted:
@@ -109,7 +147,35 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: tensors: {error}") from error
-    return Checkpoint(path.stem, model.eval(), card, hashlib.sha256(data).hexdigest())
+
+
+def _read_graphs(
+    path: Path, model: SegmentationModel, card: ModelCard, tensors: dict[str, Tensor]
+) -> dict[str, StoredGraph]:
+    """The graphs of a quantized checkpoint; `model` loses the weights that it was built with and refuses to run."""
+    try:
+        graphs = read_graphs(tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: tensors: {error}") from error
+    if set(graphs) != (wanted := quantized_parts(model)):
+        got = ", ".join(graphs)
+        raise CheckpointError(f"{path}: tensors: got graphs of {got}, wanted {', '.join(sorted(wanted))}")
+
+    def refuse(*_: object) -> NoReturn:
+        raise CheckpointError(f"{path}: got graphs for OpenVINO, wanted weights; an EngineBuilder runs it")
+
+    for name, part in model.named_children():
+        if name not in model.frozen:
+            part.to("meta")
+    for method in {*graphs, "decode"}:
+        setattr(model, method, refuse)
+    return graphs
+
+
+def quantized_parts(model: SegmentationModel) -> set[str]:
+    """What a quantized checkpoint of `model` holds; an encoder that models share stays as they share it."""
+    parts = set() if model.encoder_digest() else {"encode"}
+    return parts if model.prompt_kind is PromptKind.NONE else {*parts, "decode"}
 
 
 def without_fields(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 `torch_engine.py` and `openvino_engine.py` implement it, `engine_choice.py` picks. The predictor knows no other.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from enum import StrEnum
 
@@ -40,6 +41,11 @@ class Engine(ABC):
     @abstractmethod
     def name(self) -> str:
         """What runs, in which precision: "torch bf16"."""
+
+    @property
+    def encoder_digest(self) -> str | None:
+        """Identity of what `encode` computes, where several networks share it; None where it is this network's own."""
+        return self.model.encoder_digest()
 
     @abstractmethod
     def encode(self, images: Tensor) -> Features:
@@ -89,6 +95,14 @@ class DecodeGraph(nn.Module):
         """Logits [B, K, S, S] of `levels` features and then the prompt's tensors in the order of their names."""
         prompt = dict(zip(self.prompt_names, tensors[self.levels :], strict=True))
         return self.model.decode(tensors[: self.levels], prompt)
+
+
+def as_model(engine: Engine) -> SegmentationModel:
+    """The engine's network, run by the engine: for what asks models, such as evaluation."""
+    served = copy.copy(engine.model)
+    served.encode = engine.encode  # type: ignore[method-assign]
+    served.decode = engine.decode  # type: ignore[method-assign]
+    return served
 
 
 def takes_prompt(model: SegmentationModel) -> bool:

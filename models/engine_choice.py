@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,32 +36,42 @@ class EngineOptions:
     cache_folder: Path | None = None
 
 
-def build_engines(checkpoints: Sequence[Checkpoint], device: torch.device, options: EngineOptions) -> list[Engine]:
-    """An engine for each checkpoint, in order; frozen towers that they share are compiled once.
+class EngineBuilder:
+    """Makes engines for checkpoints, one after another; frozen towers that they share are compiled once.
 
-    Raises EngineError where the asked for engine cannot run here; `auto` falls back on torch and says so.
+    Raises EngineError where the engine that was asked for cannot run here.
     """
-    if options.engine == "openvino" and device.type != "cpu":
-        raise EngineError(f"got openvino on {device.type}, wanted it on a cpu; set the device to cpu or take torch")
-    if options.engine == "openvino" and not openvino_graph.is_installed():
-        raise EngineError("got openvino, which is not installed; pip install 'petseg[openvino]', or take torch")
-    uses_openvino = device.type == "cpu" and options.engine != "torch" and openvino_graph.is_installed()
-    if not uses_openvino:
-        return [_torch_engine(checkpoint, device, options) for checkpoint in checkpoints]
-    precision = _precision(options.precision, openvino_graph.has_native_bf16())
-    compiler = OpenVinoCompiler(
-        GraphOptions(precision, options.streams, options.threads), GraphFolder(options.cache_folder)
-    )
-    engines: list[Engine] = []
-    for checkpoint in checkpoints:
-        try:
-            engines.append(compiler.compile(checkpoint.model, checkpoint.digest, checkpoint.name))
-        except EngineError as error:
-            if options.engine == "openvino":
-                raise
-            logger.warning("%s", error)
-            engines.append(_torch_engine(checkpoint, device, options))
-    return engines
+
+    def __init__(self, device: torch.device, options: EngineOptions) -> None:
+        self.device = device
+        self.options = options
+        self._compiler: OpenVinoCompiler | None = None
+        is_cpu, is_installed = device.type == "cpu", openvino_graph.is_installed()
+        if options.engine == "openvino" and not is_cpu:
+            raise EngineError(f"got openvino on {device.type}, wanted it on a cpu; set the device to cpu or take torch")
+        if options.engine == "openvino" and not is_installed:
+            raise EngineError("got openvino, which is not installed; pip install 'petseg[openvino]', or take torch")
+        if options.engine != "torch" and is_cpu and is_installed:
+            precision = _precision(options.precision, openvino_graph.has_native_bf16())
+            graph_options = GraphOptions(precision, options.streams, options.threads)
+            self._compiler = OpenVinoCompiler(graph_options, GraphFolder(options.cache_folder))
+
+    def build(self, checkpoint: Checkpoint) -> Engine:
+        """An engine for `checkpoint`; `auto` falls back on torch and says so. Raises EngineError."""
+        if self._compiler is not None:
+            try:
+                return self._compiler.compile(checkpoint)
+            except EngineError as error:
+                if self.options.engine == "openvino" or checkpoint.graphs:
+                    raise
+                logger.warning("%s", error)
+        if checkpoint.graphs:
+            raise EngineError(
+                f"{checkpoint.name}: got a checkpoint of 8-bit integers for torch on {self.device.type}, wanted "
+                "OpenVINO on a cpu; pip install 'petseg[openvino]' and leave the engine to auto, or serve its source"
+            )
+        precision = _precision(self.options.precision, _torch_has_bf16(self.device))
+        return TorchEngine(checkpoint.model, self.device, precision, compiles=self.options.compiles)
 
 
 def default_cache_folder() -> Path | None:
@@ -77,11 +86,6 @@ def default_cache_folder() -> Path | None:
 def available_cpus() -> int:
     """CPUs that this process may use; fewer than the machine's under taskset and in some containers."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _torch_engine(checkpoint: Checkpoint, device: torch.device, options: EngineOptions) -> TorchEngine:
-    precision = _precision(options.precision, _torch_has_bf16(device))
-    return TorchEngine(checkpoint.model, device, precision, compiles=options.compiles)
 
 
 def _precision(name: PrecisionName, has_bf16: bool) -> Precision:

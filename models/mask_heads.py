@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ChannelAttention, ConvBlock, DoubleConv, ResidualBlock, resize
+from models.layers import ChannelAttention, ConvBlock, DoubleConv, ResidualBlock, resize, shrink_max, shrink_mean
 
 
 class GridHead(nn.Module):
@@ -73,7 +72,7 @@ class PyramidHead(nn.Module):
             self.levels, self.lateral, [*layers, image], self.level_sizes, strict=True
         ):
             if source.shape[-1] > size:
-                source = F.adaptive_avg_pool2d(source, size)
+                source = shrink_mean(source, size)
             skip = resize(lateral(source), size, size)
             level = block(torch.cat([resize(level, size, size), skip, _guide_at(guide, size)], dim=1))
         logits: Tensor = self.classifier(level)
@@ -94,4 +93,4 @@ def _fuse(in_channels: int, hidden: int, dropout: float, attention: bool) -> nn.
 def _guide_at(guide: Tensor, size: int) -> Tensor:
     """The guide at a level's size; its peaks survive where it shrinks, for a click is only a few pixels wide."""
     size = int(size)  # a tensor while the network is traced
-    return F.adaptive_max_pool2d(guide, size) if guide.shape[-1] > size else resize(guide, size, size)
+    return shrink_max(guide, size) if guide.shape[-1] > size else resize(guide, size, size)

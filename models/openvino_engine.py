@@ -1,30 +1,40 @@
 """OpenVINO as the engine: the fastest on CPUs, as far as we measured."""
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from models.base import Features, SegmentationModel
-from models.engine import DecodeGraph, EncodeGraph, Engine, Precision, example_images, example_prompts, takes_prompt
+from models.checkpoint import Checkpoint
+from models.engine import DecodeGraph, EncodeGraph, Engine, example_images, example_prompts, takes_prompt
 from models.folding import fold_batch_norms, has_batch_norms
-from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, graph_key
+from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, graph_key, load_graph
 from models.prompts import PromptTensors
 
 
 class OpenVinoEngine(Engine):
     """Both halves as graphs; prompts are embedded by torch, and what embeds them stays float32."""
 
-    def __init__(self, model: SegmentationModel, encoder: Graph, decoder: Graph | None, precision: Precision) -> None:
-        """decoder: None for image-only models."""
+    def __init__(
+        self, model: SegmentationModel, encoder: Graph, decoder: Graph | None, numbers: str, encoder_digest: str | None
+    ) -> None:
+        """decoder: None for image-only models. numbers: what the layers compute in, for `name`."""
         super().__init__(model, torch.device("cpu"))
-        self.precision = precision
         self._encoder = encoder
         self._decoder = decoder
+        self._numbers = numbers
+        self._encoder_digest = encoder_digest
 
     @property
     def name(self) -> str:
-        return f"openvino {self.precision}"
+        return f"openvino {self._numbers}"
+
+    @property
+    def encoder_digest(self) -> str | None:
+        return self._encoder_digest
 
     def encode(self, images: Tensor) -> Features:
         return self._encoder(images)
@@ -38,37 +48,59 @@ class OpenVinoEngine(Engine):
 
 
 class OpenVinoCompiler:
-    """Makes engines; networks with one encoder share its graph."""
+    """Makes engines; networks with one encoder share its graph for as long as one of them lives."""
 
     def __init__(self, options: GraphOptions, folder: GraphFolder) -> None:
         self.options = options
         self.folder = folder
-        self._encoders: dict[str, Graph] = {}
+        self._encoders: WeakValueDictionary[str, Graph] = WeakValueDictionary()
 
-    def compile(self, model: SegmentationModel, digest: str, name: str) -> OpenVinoEngine:
-        """An engine for `model`.
+    def compile(self, checkpoint: Checkpoint) -> OpenVinoEngine:
+        """An engine for `checkpoint`. Raises EngineError for a network that does not convert.
 
-        digest: sha256 of its checkpoint; name: for messages. Raises EngineError for a network that does not convert.
+        Of a quantized one, what is not in integers, such as interpolation, runs in the options' precision.
         """
-        model = model.eval().requires_grad_(False)
-        identity = model.encoder_digest() or digest
-        if identity not in self._encoders:
-            key = graph_key(identity, "encode")
-            self._encoders[identity] = Graph(self.folder.load(key, lambda: _convert_encoder(model, name)), self.options)
-        decoder = None
-        if takes_prompt(model):
-            key = graph_key(digest, "decode")
-            decoder = Graph(self.folder.load(key, lambda: _convert_decoder(model, name)), self.options)
-        return OpenVinoEngine(model, self._encoders[identity], decoder, self.options.precision)
+        model, graphs = checkpoint.model.eval().requires_grad_(False), checkpoint.graphs
+        shared = graphs["encode"].digest if "encode" in graphs else model.encoder_digest()
+        encoder = self._shared(shared or checkpoint.digest, lambda: self._encoder(checkpoint))
+        decoder = self._compiled(self._decoder(checkpoint)) if takes_prompt(model) else None
+        return OpenVinoEngine(model, encoder, decoder, "int8" if graphs else self.options.precision, shared)
+
+    def _encoder(self, checkpoint: Checkpoint) -> Any:
+        if "encode" in checkpoint.graphs:
+            return load_graph(checkpoint.graphs["encode"])
+        model, name = checkpoint.model, checkpoint.name
+        key = graph_key(model.encoder_digest() or checkpoint.digest, "encode")
+        return self.folder.load(key, lambda: convert_encoder(model, name))
+
+    def _decoder(self, checkpoint: Checkpoint) -> Any:
+        if "decode" in checkpoint.graphs:
+            return load_graph(checkpoint.graphs["decode"])
+        model, name = checkpoint.model, checkpoint.name
+        return self.folder.load(graph_key(checkpoint.digest, "decode"), lambda: convert_decoder(model, name))
+
+    def _shared(self, identity: str, make: Callable[[], Any]) -> Graph:
+        encoder = self._encoders.get(identity)
+        if encoder is None:
+            encoder = self._encoders[identity] = self._compiled(make())
+        return encoder
+
+    def _compiled(self, graph: Any) -> Graph:
+        return Graph(graph, self.options)
 
 
-def _convert_encoder(model: SegmentationModel, name: str) -> Any:
-    _fold(model)
-    return convert(EncodeGraph(model), lambda rows: (example_images(model, rows),), f"{name}: encode")
+def convert_encoder(model: SegmentationModel, name: str) -> Any:
+    """`encode` as a graph that is not compiled yet; the whole network where it takes no prompt."""
+    module = EncodeGraph(model)
+    if has_batch_norms(model):  # folded first: less to trace
+        fold_batch_norms(model, lambda: module(example_images(model, 1)))
+    return convert(module, lambda rows: (example_images(model, rows),), f"{name}: encode")
 
 
-def _convert_decoder(model: SegmentationModel, name: str) -> Any:
-    _fold(model)
+def convert_decoder(model: SegmentationModel, name: str) -> Any:
+    """`decode` as a graph that is not compiled yet: features, then the embedded prompt's tensors -> logits."""
+    if has_batch_norms(model):
+        fold_batch_norms(model, lambda: model(example_images(model, 1), example_prompts(model, 1)))
 
     def example(rows: int) -> tuple[Tensor, ...]:
         features, embedded = _decoder_inputs(model, rows)
@@ -76,12 +108,6 @@ def _convert_decoder(model: SegmentationModel, name: str) -> Any:
 
     features, embedded = _decoder_inputs(model, 1)
     return convert(DecodeGraph(model, len(features), tuple(embedded)), example, f"{name}: decode")
-
-
-def _fold(model: SegmentationModel) -> None:
-    """Fold before conversion: less to trace."""
-    if has_batch_norms(model):
-        fold_batch_norms(model, lambda: model(example_images(model, 1), example_prompts(model, 1)))
 
 
 def _decoder_inputs(model: SegmentationModel, rows: int) -> tuple[Features, PromptTensors]:

@@ -13,7 +13,8 @@ import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models.engine import EngineError, Precision
+from models.stored_graph import StoredGraph
 
 logger = logging.getLogger("petseg.engine")
 
@@ -132,6 +134,22 @@ def graph_key(identity: str, part: str) -> str:
     return hashlib.sha256("\n".join((identity, part, *versions)).encode()).hexdigest()[:32]
 
 
+def load_graph(stored: StoredGraph) -> Any:
+    """A graph from a checkpoint, not compiled yet."""
+    try:
+        return core().read_model(stored.xml, stored.weights)
+    except RuntimeError as error:
+        raise EngineError(f"got a stored graph that OpenVINO does not read ({error}); make it again") from error
+
+
+def store_graph(graph: Any) -> StoredGraph:
+    """The reverse of `load_graph`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "graph.xml"
+        load_openvino().save_model(graph, file, compress_to_fp16=False)
+        return StoredGraph(file.read_bytes(), file.with_suffix(".bin").read_bytes())
+
+
 def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name: str) -> Any:
     """`module` as a graph for any number of rows, proven to give what torch gives.
 
@@ -140,16 +158,38 @@ def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name:
     started_at = time.perf_counter()
     inputs = tuple(example(_EXAMPLE_ROWS))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), _logging_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of each shape that it takes for a constant: they are
             graph = load_openvino().convert_model(module, example_input=inputs)
-        graph.reshape({port: [-1, *each.shape[1:]] for port, each in zip(graph.inputs, inputs, strict=True)})
+        _set_rows(graph, inputs, _PROOF_ROWS)  # refuses shapes that do not fit; running such a graph may crash
+        _set_rows(graph, inputs, -1)
     except Exception as error:  # tracing and conversion raise many kinds; all mean the same here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"{name}: got a network that OpenVINO does not convert ({reason}); use torch") from error
     _prove(graph, module, example(_PROOF_ROWS), name)
     logger.info("%s converted for OpenVINO in %.1f s", name, time.perf_counter() - started_at)
     return graph
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Put the root logger back as it was: conversion sets it up for itself, and leaves it so when it fails."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
+
+
+def _set_rows(graph: Any, inputs: Sequence[Tensor], rows: int) -> None:
+    """Let `graph` take `rows` rows of such inputs; -1 for any number. Raises RuntimeError where its layers do not."""
+    graph.reshape({port: [rows, *each.shape[1:]] for port, each in zip(graph.inputs, inputs, strict=True)})
+    for output in graph.outputs:
+        found = output.partial_shape[0]
+        if not (found.is_dynamic if rows < 0 else found.get_length() == rows):
+            raise RuntimeError(f"it gives {found} rows for {rows if rows > 0 else 'any number of them'}")
 
 
 def _prove(graph: Any, module: nn.Module, inputs: Sequence[Tensor], name: str) -> None:

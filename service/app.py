@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from models.engine import EngineError
-from models.engine_choice import EngineOptions, available_cpus, build_engines
+from models.engine_choice import EngineBuilder, EngineOptions, available_cpus
 from models.prompts import PromptKind
 from service import documentation, label_studio_routes, operation, page
 from service.admission import Admission
@@ -71,9 +71,9 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.device = device
+    app.state.engines = create_engine_builder(device, settings)
     app.state.cache = EmbeddingCache(settings.cache_bytes)
-    app.state.predictors = build_predictors(loaded, device, settings, app.state.cache)
+    app.state.predictors = build_predictors(loaded, app.state.engines, settings, app.state.cache)
     app.state.has_folder = checkpoints is None
     app.state.metrics = Metrics()
     app.state.label_studio_images = LabelStudioImages(settings)
@@ -102,7 +102,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     turns = Turns(settings.streams)
 
     def build_pipeline(path: Path) -> Pipeline:
-        (predictor,) = build_predictors([load_checkpoint(path)], app.state.device, settings, app.state.cache)
+        (predictor,) = build_predictors([load_checkpoint(path)], app.state.engines, settings, app.state.cache)
         pipeline = Pipeline(predictor, pool, turns, settings, metrics)
         pipeline.warm_up()
         return pipeline
@@ -156,13 +156,8 @@ def load_folder(folder: Path) -> list[Checkpoint]:
     return [load_checkpoint(path) for path in paths]
 
 
-def build_predictors(
-    checkpoints: Sequence[Checkpoint], device: torch.device, settings: Settings, cache: EmbeddingCache[KeptImage]
-) -> list[Predictor]:
-    """One predictor per checkpoint; those that take prompts share `cache`, the others keep nothing.
-
-    Raises SettingsError for an engine that cannot run here.
-    """
+def create_engine_builder(device: torch.device, settings: Settings) -> EngineBuilder:
+    """What makes engines as the settings want them. Raises SettingsError for one that cannot run here."""
     options = EngineOptions(
         settings.engine,
         settings.precision,
@@ -172,20 +167,30 @@ def build_predictors(
         settings.engine_cache,
     )
     try:
-        engines = build_engines(checkpoints, device, options)
+        return EngineBuilder(device, options)
     except EngineError as error:
         raise SettingsError(f"{variable('engine')}: {error}") from error
+
+
+def build_predictors(
+    checkpoints: Sequence[Checkpoint], engines: EngineBuilder, settings: Settings, cache: EmbeddingCache[KeptImage]
+) -> list[Predictor]:
+    """One predictor per checkpoint; those that take prompts share `cache`, the others keep nothing.
+
+    Raises SettingsError for a network that the engine cannot run.
+    """
     none: EmbeddingCache[KeptImage] = EmbeddingCache(0)
-    return [
-        Predictor(
-            checkpoint,
-            engine,
-            none if checkpoint.model.prompt_kind is PromptKind.NONE else cache,
-            max_pixels=settings.max_pixels,
-            max_frames=settings.max_frames,
+    predictors = []
+    for checkpoint in checkpoints:
+        try:
+            engine = engines.build(checkpoint)
+        except EngineError as error:
+            raise SettingsError(f"{variable('engine')}: {error}") from error
+        kept = none if checkpoint.model.prompt_kind is PromptKind.NONE else cache
+        predictors.append(
+            Predictor(checkpoint, engine, kept, max_pixels=settings.max_pixels, max_frames=settings.max_frames)
         )
-        for checkpoint, engine in zip(checkpoints, engines, strict=True)
-    ]
+    return predictors
 
 
 def share_cpus(settings: Settings, device: torch.device) -> Settings:

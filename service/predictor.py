@@ -94,7 +94,7 @@ class Predictor:
         self.max_pixels = max_pixels
         self.max_frames = max_frames
         self.model = checkpoint.model
-        self.encoder_digest = self.model.encoder_digest() or checkpoint.digest
+        self.encoder_digest = engine.encoder_digest or checkpoint.digest
         self.image_size = self.model.config.image_size
         self.class_names = self.model.config.class_names
 

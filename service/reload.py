@@ -18,6 +18,7 @@ from models.checkpoint import CheckpointError
 from service.metrics import Metrics
 from service.pipeline import Pipeline, Service
 from service.predictor import Predictor
+from service.settings import SettingsError
 
 logger = logging.getLogger("petseg.reload")
 
@@ -114,7 +115,7 @@ class Reloader:
             new = await asyncio.to_thread(self._build, path)
         except Exception as error:
             # A file that is no checkpoint takes one line; what broke in building or warming up is for the trace.
-            is_expected = isinstance(error, (CheckpointError, OSError))
+            is_expected = isinstance(error, (CheckpointError, SettingsError, OSError))
             logger.error("%s; %s", error, _what_serves(old), exc_info=None if is_expected else error)
             self._metrics.reloads.labels(name, FAILED).inc()
             return

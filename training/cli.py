@@ -250,6 +250,7 @@ def evaluate(
     record_in: Annotated[
         Path | None, typer.Option(help="Write them into this later checkpoint's card, as those of an earlier stage.")
     ] = None,
+    as_served: Annotated[bool, typer.Option(help="Through the engine that the service would choose here.")] = False,
     device: Device = "cpu",
 ) -> None:
     """Measure a checkpoint at each photo's own size; prints JSON.
@@ -262,6 +263,7 @@ def evaluate(
     from training.evaluate import every_kth, select_records
     from training.measure import as_json, measure, protocol_names
     from training.official_layout import records_fingerprint
+    from training.quantize import as_served as served
 
     if (record or record_in is not None) and limit is not None:
         raise ValueError("got --record with --limit; a card holds scores of whole lists, leave one of the two out")
@@ -271,7 +273,10 @@ def evaluate(
     records = select_records(data, split, validation_fraction, training.get("seed", 0))
     if limit is not None:
         records = every_kth(records, limit)
-    model = loaded.model.to(torch.device(device)).to(memory_format=torch.channels_last)
+    if as_served or loaded.graphs:
+        model = served(loaded, device=torch.device(device))
+    else:
+        model = loaded.model.to(torch.device(device)).to(memory_format=torch.channels_last)
     protocols = [protocol] if protocol else list(protocol_names(model.prompt_kind))[: 1 if quick else None]
     results = measure(model, data, records, protocols, intervals=not quick, device=torch.device(device))
     typer.echo(as_json({"checkpoint": checkpoint.name, "split": split, **results}))
@@ -293,6 +298,45 @@ def record_scores(checkpoint: Path, metrics: dict[str, Any]) -> None:
 
     card = read_card(checkpoint)
     update_card(checkpoint, card.model_copy(update={"metrics": {**card.metrics, **metrics}}))
+
+
+@app.command()
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file.")],
+    out: Annotated[Path, typer.Option(help="File to write, such as unet-int8.safetensors.")],
+    data: Data = DEFAULT_DATA,
+    photos: Annotated[int, typer.Option(min=16, help="Training photos that set the integers' ranges.")] = 128,
+    split: Annotated[
+        str, typer.Option(help="What the loss is measured on; test for the card to publish.")
+    ] = "validation",
+    limit: Limit = None,
+    max_loss: Annotated[float, typer.Option(help="Points of mean IoU that may be lost; more removes the file.")] = 0.3,
+) -> None:
+    """Turn a checkpoint into 8-bit integers for OpenVINO: calibrated, measured, the score in its card."""
+    from models.checkpoint import load_checkpoint, update_card
+    from training.evaluate import every_kth, select_records
+    from training.official_layout import records_fingerprint
+    from training.quantize import measure_loss
+    from training.quantize import quantize as make
+
+    source = load_checkpoint(checkpoint)
+    training = source.card.training
+    fraction, seed = training.get("data", {}).get("validation_fraction", 0.1), training.get("seed", 0)
+    made = make(source, data, every_kth(select_records(data, "train", fraction, seed), photos), out)
+    records = select_records(data, split, fraction, seed)
+    records = records if limit is None else every_kth(records, limit)
+    loss = measure_loss(load_checkpoint(checkpoint), made, data, records)
+    said = f"mean IoU {loss.before:.4f} -> {loss.after:.4f} ({loss.protocol}, {len(records)} photos of {split})"
+    if loss.points > max_loss:
+        out.unlink()
+        raise ValueError(f"{checkpoint}: got {said}, wanted a loss of at most {max_loss} points; try more --photos")
+    measured = {
+        "data": f"{data.resolve().name}, {split} list, fingerprint {records_fingerprint(data, records)[:12]}",
+        "mean_iou_before": loss.before,
+        **loss.results,
+    }
+    update_card(out, made.card.model_copy(update={"metrics": {split: measured}}))
+    typer.echo(f"wrote {out}: {said}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()

@@ -1,13 +1,12 @@
 """Click-prompted masks on the same frozen CLIP grid (study, prompt): the clicked animal against the rest."""
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import Features
 from models.frozen_clip import FrozenClip, FrozenClipConfig, cosine_map
-from models.layers import resize_to
+from models.layers import resize_to, shrink_mean
 from models.prompts import PromptKind, PromptTensors
 
 
@@ -50,7 +49,7 @@ class PromptModel(FrozenClip):
         condition = self.pointer_encoder(positive - negative)
         # Where the backbone sees what it saw under the clicks: tells one animal from another beside it.
         source = features[2 + self.config.similarity_map]
-        weights = F.adaptive_avg_pool2d(positive, (source.shape[-2], source.shape[-1]))
+        weights = shrink_mean(positive, int(source.shape[-1]))
         clicked = (source * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-6)  # [B, C]
         similarity = resize_to(cosine_map(source, clicked), positive)
         return self.segment(features, condition, torch.cat([positive, negative, similarity], dim=1))

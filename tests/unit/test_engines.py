@@ -10,7 +10,7 @@ from models import clip_backbone
 from models.base import SegmentationModel
 from models.checkpoint import CHECKPOINT_FOLDER, load_checkpoint
 from models.engine import Engine
-from models.engine_choice import EngineOptions, build_engines
+from models.engine_choice import EngineBuilder, EngineOptions
 from models.letterbox import Array, Letterbox, image_tensor
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt
 from tests.e2e.server import GRAPH_FOLDER, ROOT
@@ -78,7 +78,7 @@ def plain() -> dict[str, list[Array]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_masks_are_those_of_the_plain_network(name: str, options: EngineOptions, plain: dict[str, list[Array]]) -> None:
     checkpoint = load_checkpoint(CHECKPOINT_FOLDER / f"{name}.safetensors")
-    (engine,) = build_engines([checkpoint], CPU, options)
+    engine = EngineBuilder(CPU, options).build(checkpoint)
     assert engine.name == f"{options.engine} {options.precision}"
     got, wanted = ask(checkpoint.model, engine), plain[name]
     pixels = np.concatenate([mask.ravel() for mask in wanted])

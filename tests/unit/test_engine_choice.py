@@ -1,0 +1,138 @@
+"""Which engine runs a checkpoint, what they share, and what is said when one cannot."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import engine_choice, openvino_graph
+from models.checkpoint import Checkpoint, ModelCard
+from models.engine import EngineError, Precision
+from models.engine_choice import EngineBuilder, EngineOptions, available_cpus, default_cache_folder
+from models.openvino_engine import OpenVinoCompiler
+from models.openvino_graph import Graph, GraphFolder, GraphOptions
+from models.torch_engine import TorchEngine, find_computing_layers
+from tests.fakes import ColourModel, TextModel, fake_checkpoint
+from training.config import load_config
+from training.train import build_model
+
+CPU = torch.device("cpu")
+
+
+def smoke(recipe: str) -> Checkpoint:
+    config = load_config(recipe, smoke=True)
+    torch.manual_seed(0)
+    card = ModelCard(architecture=config.architecture, config={})
+    return Checkpoint(recipe, build_model(config).eval(), card, digest=recipe.encode().hex().ljust(64, "0"))
+
+
+def test_openvino_is_the_choice_on_a_cpu(unet: Checkpoint, tmp_path: Path) -> None:
+    engine = EngineBuilder(CPU, EngineOptions(precision="fp32", cache_folder=tmp_path)).build(unet)
+    assert engine.name == "openvino fp32"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_torch_where_openvino_is_not_installed(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_graph, "is_installed", lambda: False)
+    assert EngineBuilder(CPU, EngineOptions(precision="fp32")).build(unet).name == "torch fp32"
+    with pytest.raises(EngineError, match=r"got openvino, which is not installed; pip install 'petseg\[openvino\]'"):
+        EngineBuilder(CPU, EngineOptions("openvino")).build(unet)
+
+
+def test_openvino_on_a_gpu_is_refused(unet: Checkpoint) -> None:
+    with pytest.raises(EngineError, match="got openvino on cuda, wanted it on a cpu"):
+        EngineBuilder(torch.device("cuda"), EngineOptions("openvino")).build(unet)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_the_precision_is_what_the_device_computes_in(
+    unet: Checkpoint, monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    wanted = "bf16" if has_bf16 else "fp32"
+    monkeypatch.setattr(openvino_graph, "has_native_bf16", lambda: has_bf16)
+    monkeypatch.setattr(engine_choice, "_torch_has_bf16", lambda device: has_bf16)
+    assert EngineBuilder(CPU, EngineOptions("openvino")).build(unet).name == f"openvino {wanted}"
+    assert EngineBuilder(CPU, EngineOptions("torch", "fp32")).build(unet).name == "torch fp32"
+    assert EngineBuilder(CPU, EngineOptions("torch")).build(unet).name == f"torch {wanted}"
+
+
+def test_what_does_not_convert_runs_on_torch_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise EngineError("colour: got a network that OpenVINO does not convert; use torch")
+
+    monkeypatch.setattr("models.openvino_engine.convert", refuse)
+    engine = EngineBuilder(CPU, EngineOptions()).build(fake_checkpoint(ColourModel, "colour"))
+    assert isinstance(engine, TorchEngine)
+    assert "colour: got a network that OpenVINO does not convert" in caplog.text
+    with pytest.raises(EngineError, match="colour: got"):
+        EngineBuilder(CPU, EngineOptions("openvino")).build(fake_checkpoint(ColourModel, "colour"))
+
+
+def test_models_on_one_tower_share_its_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clip, prompt = smoke("clip"), smoke("prompt")
+    assert clip.model.encoder_digest() == prompt.model.encoder_digest() is not None
+    made: list[Graph] = []
+    built = Graph.__init__
+
+    def count(self: Graph, *arguments: object) -> None:
+        made.append(self)
+        built(self, *arguments)  # type: ignore[arg-type]
+
+    compiler = OpenVinoCompiler(GraphOptions(Precision.FP32, 1, 1), GraphFolder(tmp_path))
+    monkeypatch.setattr(Graph, "__init__", count)
+    monkeypatch.setattr("models.openvino_graph._prove", lambda *_: None)
+    first, second = compiler.compile(clip), compiler.compile(prompt)
+    assert first._encoder is second._encoder
+    assert len(made) == 3
+    assert first.encoder_digest == second.encoder_digest == clip.model.encoder_digest()
+
+
+def test_layers_that_embed_prompts_stay_float32() -> None:
+    checkpoint = smoke("clip")
+    engine = TorchEngine(checkpoint.model, CPU, Precision.FP32)
+    computing = {name for name, module in checkpoint.model.named_modules() if module in find_computing_layers(engine)}
+    assert any(name.startswith("head.") for name in computing)
+    assert any(name.startswith("backbone.clip.visual") for name in computing)
+    assert not any(name.startswith("backbone.clip.t") for name in computing)
+
+
+def test_compiled_networks_say_so(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def note(function: object, **_: object) -> object:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", note)
+    engine = EngineBuilder(CPU, EngineOptions("torch", "fp32", compiles=True)).build(unet)
+    engine.warm_up(2)
+    assert engine.name == "torch fp32, compiled"
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_every_kind_of_model_can_be_warmed(engine: str) -> None:
+    for kind in (ColourModel, TextModel):
+        options = EngineOptions(engine, "fp32")  # type: ignore[arg-type]
+        built = EngineBuilder(CPU, options).build(fake_checkpoint(kind, "any"))
+        built.warm_up(3)
+
+
+def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_cache_folder() == Path("/somewhere/petseg")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path("/users/me"))
+    assert default_cache_folder() == Path("/users/me/.cache/petseg")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_cache_folder() is None
+
+
+def test_cpus_are_those_of_this_process() -> None:
+    assert available_cpus() >= 1

@@ -1,0 +1,179 @@
+"""Graphs give what torch gives, for any number of rows and threads, or are refused; the folder only saves time."""
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import openvino_graph
+from models.engine import EngineError, Precision
+from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, load_graph, store_graph
+from models.stored_graph import StoredGraph
+
+ONE = GraphOptions(Precision.FP32, streams=1, threads=1)
+
+
+class Halves(nn.Module):
+    """Two outputs of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(images) + shifts[:, :, None, None], shifts * 2
+
+
+class TakesTheBatchForAConstant(Halves):
+    """What tracing a row count by hand does."""
+
+    def forward(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(images, shifts.reshape(int(shifts.shape[0]), -1))
+
+
+class GivesOneRowNumber(Halves):
+    """Whatever it is given."""
+
+    def forward(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = super().forward(images, shifts)
+        return first[:2], second[:2] + torch.zeros(int(shifts.shape[0]), 4)[:2]
+
+
+class DependsOnTheTrace(Halves):
+    """Another function once the trace is over."""
+
+    def forward(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        factor = 1.01 if torch.jit.is_tracing() else 1.0  # type: ignore[attr-defined, no-untyped-call]
+        return super().forward(images * factor, shifts)
+
+
+class SortsUnheardOf(Halves):
+    """No converter knows this one."""
+
+    def forward(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(torch.special.bessel_j0(images), shifts)
+
+
+def example(rows: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.rand(rows, 3, 8, 8, generator=generator), torch.rand(rows, 4, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def converted() -> Any:
+    return convert(Halves().eval(), example, "halves")
+
+
+def test_any_number_of_rows(converted: Any) -> None:
+    graph, plain = Graph(converted, ONE), Halves()
+    for rows in (1, 2, 5, 1):
+        inputs = example(rows)
+        for got, wanted in zip(graph(*inputs), plain(*inputs), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_inputs_of_any_layout(converted: Any) -> None:
+    images, shifts = example(2)
+    strided = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(Graph(converted, ONE)(strided, shifts)[0], Halves()(images, shifts)[0])
+
+
+def test_several_threads_get_their_own_answers(converted: Any) -> None:
+    graph, plain = Graph(converted, GraphOptions(Precision.FP32, streams=2, threads=1)), Halves()
+    wrong: list[int] = []
+
+    def ask(number: int) -> None:
+        for turn in range(20):
+            inputs = example(1 + (number + turn) % 3)
+            if not torch.allclose(graph(*inputs)[0], plain(*inputs)[0], atol=1e-5):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_answers_outlive_the_next_question(converted: Any) -> None:
+    graph = Graph(converted, ONE)
+    first = graph(*example(2))[0]
+    copy = first.clone()
+    graph(*example(2 + 1))
+    graph(example(2)[0] + 1, example(2)[1])
+    assert torch.equal(first, copy)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (TakesTheBatchForAConstant(), "some net: got a network that OpenVINO does not convert"),
+        (GivesOneRowNumber(), "does not convert .it gives 2 rows for 3"),
+        (DependsOnTheTrace(), "some net: got an OpenVINO graph that differs from torch by .* wanted at most 0.001 of"),
+        (SortsUnheardOf(), "some net: got a network that OpenVINO does not convert .*; use torch"),
+    ],
+)
+def test_what_is_not_the_same_is_refused(module: nn.Module, said: str) -> None:
+    root = logging.getLogger()
+    before = (root.level, [*root.handlers], [*root.filters])
+    with pytest.raises(EngineError, match=said):
+        convert(module.eval(), example, "some net")
+    assert (root.level, root.handlers, root.filters) == before
+
+
+def test_a_kept_graph_is_not_converted_again(converted: Any, tmp_path: Path) -> None:
+    folder, wanted = GraphFolder(tmp_path / "new" / "folder"), Graph(converted, ONE)(*example(3))
+    folder.load("key", lambda: converted)
+    again = folder.load("key", lambda: pytest.fail("converted again"))
+    assert [path.name for path in folder.folder.iterdir()] == ["key"]  # type: ignore[union-attr]
+    for got, expected in zip(Graph(again, ONE)(*example(3)), wanted, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_damaged_kept_graph_is_made_again(converted: Any, tmp_path: Path) -> None:
+    folder = GraphFolder(tmp_path)
+    folder.load("key", lambda: converted)
+    (tmp_path / "key" / "graph.xml").write_text("<net")
+    again = folder.load("key", lambda: converted)
+    assert Graph(again, ONE)(*example(1))
+    assert Graph(folder.load("key", lambda: pytest.fail("converted again")), ONE)(*example(1))
+
+
+def test_a_folder_that_cannot_be_written_to_is_only_said(
+    converted: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert GraphFolder(blocked / "inside").load("key", lambda: converted) is converted
+    assert "graphs are not kept" in caplog.text
+    assert GraphFolder(None).load("key", lambda: converted) is converted
+
+
+def test_what_was_long_unused_goes(converted: Any, tmp_path: Path) -> None:
+    folder = GraphFolder(tmp_path)
+    folder.load("old", lambda: converted)
+    os.utime(tmp_path / "old", (0, 0))
+    folder.load("new", lambda: converted)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_keys_tell_weights_parts_and_code_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [openvino_graph.graph_key(*each) for each in (("a", "encode"), ("a", "decode"), ("b", "encode"))]
+    monkeypatch.setattr(openvino_graph, "_code_digest", lambda: "other code")
+    keys.append(openvino_graph.graph_key("a", "encode"))
+    assert len(set(keys)) == 4
+
+
+def test_a_stored_graph_is_the_same_function(converted: Any) -> None:
+    stored = store_graph(converted)
+    for got, wanted in zip(Graph(load_graph(stored), ONE)(*example(2)), Halves()(*example(2)), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(EngineError, match="got a stored graph that OpenVINO does not read"):
+        load_graph(StoredGraph(b"<net", b""))
