@@ -19,7 +19,7 @@ from tests.fuzz.corpus import MAX_PIXELS
 
 DEADLINE_S = 30.0
 MODELS: dict[str, type[FakeModel]] = {"colour": ColourModel, "click": ClickModel, "text": TextModel}
-START_DEADLINE_S = 180
+START_DEADLINE_S = 600
 
 
 def fuzz_settings(port: int = 0) -> Settings:
