@@ -24,7 +24,7 @@ from benchmarks.raw import RawResult, raw_grid, run_raw
 from benchmarks.results import read_results, write_results
 from benchmarks.scenarios import Figures, bad_photo, clicks, hang_ups, health, overload
 from benchmarks.serve import CLIENTS, ask_for, fill_folder, list_cases, measure_serve
-from benchmarks.study import NAME, write_study_checkpoint
+from benchmarks.study import NAME, write_int8_checkpoint, write_study_checkpoint
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure the models, the service and its peers.")
 
@@ -83,6 +83,7 @@ def raw_command(
     if pace.is_smoke:
         runs = raw_grid(study, sent, seconds=0.1, batch_sizes=(2,), streams=(1,), chosen=("fp32",))
     else:
+        write_int8_checkpoint(study)
         runs = raw_grid(study, sent, seconds=seconds)
         folder = out / "models"
         fill_folder(ensure(folder))
@@ -169,6 +170,8 @@ def peers_command(
     sent = photos or ensure_photos(out)
     checkpoint = write_study_checkpoint(out / "study", weights)
     python = install_peers(peers_folder) if install else peers_or_own_python(peers_folder)
+    if not pace.is_smoke:
+        write_int8_checkpoint(checkpoint)
     contestants, absent = choose_contestants(checkpoint, python, only)
     clients = (2,) if pace.is_smoke else PEER_CLIENTS
     plan = Plan(sent, checkpoint, out / "answers", pace.seconds, pace.warm_up_s, pace.alternations, clients)

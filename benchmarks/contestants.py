@@ -8,7 +8,7 @@ from typing import get_args
 
 from benchmarks.processes import ROOT
 from benchmarks.requests import Asked
-from benchmarks.study import NAME
+from benchmarks.study import INT8, NAME, int8_path
 from service.settings import Settings, variable
 
 _PEERS = "benchmarks.peer_servers"
@@ -86,11 +86,14 @@ def settings_variants(checkpoints: Path) -> list[Contestant]:
 
 
 def our_variants(checkpoints: Path) -> list[Contestant]:
-    """Our server once for each precision that its settings know by name, and once asked with raw bodies."""
+    """Our server once for each precision that its settings know by name, in integers where `checkpoints` holds those,
+    and once asked with raw bodies."""
     precisions = [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
     variants = [
         ours(f"petseg-{precision}", precision, checkpoints, {"PETSEG_PRECISION": precision}) for precision in precisions
     ]
+    if (int8 := int8_path(checkpoints / f"{NAME}.safetensors")).is_file():
+        variants.append(ours("petseg-int8", INT8, int8.parent))
     return [*variants, ours("petseg-raw", "bf16", checkpoints, {"PETSEG_PRECISION": "bf16"}, body="raw")]
 
 

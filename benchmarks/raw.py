@@ -16,6 +16,7 @@ from typing import get_args
 
 from benchmarks.processes import ROOT, plain_environment
 from benchmarks.requests import read_photos
+from benchmarks.study import INT8, int8_path
 from models.checkpoint import load_checkpoint
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt
 from service.app import create_app
@@ -55,9 +56,10 @@ class RawResult:
     """CPU milliseconds for each photo."""
 
 
-def precisions() -> list[str]:
-    """Every precision that the service knows by name."""
-    return [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
+def precisions(checkpoint: Path) -> list[str]:
+    """Every precision that the service knows by name, and integers where `checkpoint` lies beside its own in them."""
+    names = [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
+    return [*names, INT8] if int8_path(checkpoint).is_file() else names
 
 
 def run_raw(runs: Sequence[RawRun]) -> Iterator[RawResult]:
@@ -84,11 +86,22 @@ def raw_grid(
     streams: Sequence[int] | None = None,
     chosen: Sequence[str] | None = None,
 ) -> list[RawRun]:
-    """Every combination for one checkpoint; by default one stream with all cores, and one for each core."""
+    """Every combination for one checkpoint, or for the one of integers beside it.
+
+    By default one stream with all cores, and one for each core.
+    """
     cores = os.cpu_count() or 1
     return [
-        RawRun(checkpoint, photos, task, precision, side_by_side, batch_size, seconds)
-        for precision in (chosen or precisions())
+        RawRun(
+            int8_path(checkpoint) if precision == INT8 else checkpoint,
+            photos,
+            task,
+            precision,
+            side_by_side,
+            batch_size,
+            seconds,
+        )
+        for precision in (chosen or precisions(checkpoint))
         for side_by_side in (streams or sorted({1, cores}))
         for task in tasks
         for batch_size in batch_sizes
@@ -98,7 +111,8 @@ def raw_grid(
 def measure(runs: Sequence[RawRun]) -> list[RawResult]:
     """The results of `runs`, which share model, precision and streams, in this process."""
     first = runs[0]
-    settings = Settings.model_validate({"precision": first.precision, "streams": first.streams, "cache_bytes": 0})
+    precision = "auto" if first.precision == INT8 else first.precision
+    settings = Settings.model_validate({"precision": precision, "streams": first.streams, "cache_bytes": 0})
     predictor: Predictor = create_app(settings, [load_checkpoint(first.checkpoint)]).state.predictors[0]
     uploads = read_photos(first.photos)
     return [_measure_one(run, predictor, uploads) for run in runs]

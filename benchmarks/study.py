@@ -1,6 +1,7 @@
 """The study task: a UNet of base 32 at 128 px, as a checkpoint that every contestant loads."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
@@ -8,9 +9,14 @@ from torch import Tensor, nn
 
 from models.architectures import get_architecture
 from models.architectures.unet import UNet, UNetConfig
-from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, load_checkpoint, save_checkpoint
+from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, load_checkpoint, read_card, save_checkpoint
+from training.official_layout import read_records
+from training.quantize import quantize
+from training.synthetic import generate
 
 NAME = "study"
+INT8 = "int8"
+"""Name of a precision that is a checkpoint of its own, not a setting."""
 WIDTHS = (32, 64, 128, 256, 512)
 
 
@@ -34,6 +40,26 @@ def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple
     path = folder / f"{NAME}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, model, card)
+    return path
+
+
+def int8_path(study: Path) -> Path:
+    """Where the study's network in 8-bit integers lies, under the same name, so that it is asked for alike."""
+    return study.parent / INT8 / study.name
+
+
+def write_int8_checkpoint(study: Path, photos: int = 96) -> Path:
+    """The checkpoint `study` in 8-bit integers, calibrated on drawn animals; made where it is not there yet.
+
+    Raises ValueError where NNCF is missing.
+    """
+    path, source = int8_path(study), load_checkpoint(study)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and (made := read_card(path).quantization) and made.source == source.digest:
+        return path
+    with TemporaryDirectory() as folder:
+        data = generate(Path(folder), photos, 256)
+        quantize(source, data, read_records(data, "trainval"), path)
     return path
 
 

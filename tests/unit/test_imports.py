@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "models": {"models"},
     "training": {"models", "training"},
     "service": {"models", "service"},
-    "benchmarks": {"models", "service", "benchmarks"},
+    "benchmarks": {"models", "service", "training", "benchmarks"},
 }
 
 SERVICE_FROM_THE_GROUND_UP = [
