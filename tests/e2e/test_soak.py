@@ -8,22 +8,7 @@ import pytest
 
 from models.checkpoint import CHECKPOINT_FOLDER
 
-OPTIONS = [
-    "--requests",
-    "60",
-    "--clients",
-    "4",
-    "--seed",
-    "7",
-    "--photos",
-    "3",
-    "--restarts",
-    "1",
-    "--kills",
-    "1",
-    "--engine",
-    "torch",
-]
+OPTIONS = ["--requests=60", "--clients=4", "--seed=7", "--photos=3", "--restarts=1", "--kills=1", "--engine=torch"]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 
@@ -35,7 +20,7 @@ def test_a_small_soak_passes_and_writes_its_page(checkpoint_folder: Path, tmp_pa
     (served / "prompt.safetensors").symlink_to(CHECKPOINT_FOLDER / "prompt.safetensors")
     command = [sys.executable, "-m", "tests.soak", *OPTIONS, "--checkpoints", str(served), "--page", str(page)]
     # A process of its own: the soak has its own event loop, and the browser of the page's tests keeps one in this one.
-    soak = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    soak = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert soak.returncode == 0, soak.stdout + soak.stderr
     text = page.read_text()
     assert "**passed**" in text

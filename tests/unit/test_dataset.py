@@ -93,6 +93,7 @@ def test_epochs_and_seeds_differ(clicked: Callable[[], PetDataset], prepared_pet
     assert not equal(one[0], other[0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine may have cores
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_that_live_on_give_what_none_would(clicked: Callable[[], PetDataset], workers: int) -> None:
     dataset = clicked()

@@ -134,6 +134,8 @@ def test_ctrl_c_is_a_line_and_exit_code_130(tmp_path: Path) -> None:
         )  # fmt: skip
         connection, _ = silent.accept()
         with connection:
+            connection.settimeout(60)
+            assert connection.recv(4)  # interrupted while it waits for an answer, not while it connects
             process.send_signal(signal.SIGINT)
             printed, said = process.communicate(timeout=60)
     assert process.returncode == photo_cli.INTERRUPTED
