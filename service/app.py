@@ -69,6 +69,7 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat whatever the Host header says
     )
     app.state.settings = settings
     app.state.engines = create_engine_builder(device, settings)

@@ -4,6 +4,7 @@ Fields may stand in a form or in the query; the photo in a form part or as the w
 """
 
 import json
+import re
 import sys
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -28,6 +30,9 @@ OCTETS = "application/octet-stream"
 
 _MAX_FORM_BYTES = 64 << 10
 """A form without a photo holds a prompt and no more."""
+
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+"""One that does not end goes on to the end: a parser meets nothing behind it."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +127,9 @@ def parse_points(text: str, max_points: int, max_depth: int) -> PointPrompt:
 
 
 def count_depth(text: str) -> int:
-    """How deep brackets stand within brackets, told without parsing; those within strings count too."""
+    """How deep JSON's brackets stand within brackets, told without parsing it: a parser recurses that far."""
     depth = deepest = 0
-    for character in text:
+    for character in _JSON_STRING.sub("", text):
         if character in "[{":
             depth += 1
             deepest = max(deepest, depth)
@@ -159,6 +164,7 @@ async def _read(
 async def _read_multipart(
     request: Request, max_body_bytes: int, max_images: int
 ) -> tuple[list[Upload], list[tuple[str, str]]]:
+    _check_charset(request)
     fields: list[tuple[str, str]] = []
     uploads: list[Upload] = []
     stream = limit_bytes(request, max_body_bytes)
@@ -184,6 +190,17 @@ async def _read_multipart(
     finally:
         await form.close()
     return uploads, fields
+
+
+def _check_charset(request: Request) -> None:
+    """Raise UnsupportedBody for a form in another encoding than browsers send.
+
+    The parser would hand its bytes to any of Python's codecs, some of which take minutes or raise what nobody expects.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedBody(f"got a form with charset {_shorten(charset)}, wanted utf-8; leave charset out")
 
 
 async def limit_bytes(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

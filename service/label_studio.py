@@ -14,7 +14,7 @@ from service.errors import InvalidRequest, pointer
 from service.outlines import trace
 from service.rle import BoolMask
 
-_MAX_CONFIG_CHARACTERS = 1 << 20
+_MAX_CONFIG_CHARACTERS = 1 << 17
 _POLYGON_TOLERANCE = 1.0
 """Pixels: a polygon that a person will drag at its points must not have one for each pixel of the edge."""
 
@@ -156,7 +156,7 @@ def read_labelling(config: str, class_names: Sequence[str]) -> Labelling:
                 labels = _labels_of(control)
                 animals = class_names[1:]
                 if not labels or not ("object" in animals or any(animal in labels for animal in animals)):
-                    got = ", ".join(labels) or "none"
+                    got = ", ".join(list(labels)[:20]) or "none"
                     raise _wrong(
                         f"got {name} for {got}, wanted a Label for {' or '.join(animals)}; "
                         'name one so, or add predicted_values="cat" to it'

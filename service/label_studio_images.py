@@ -32,7 +32,7 @@ class LabelStudioImages:
     async def read(self, reference: str, task_id: int | None) -> bytes:
         """The image that `reference` means. Raises InvalidRequest, BodyTooLarge or ImageNotFetched."""
         if reference.startswith("data:"):
-            return decode_data_uri(reference)
+            return decode_data_uri(reference, self._max_bytes)
         if self._base is None:
             raise InvalidRequest(
                 f"got the image reference {_shorten(reference)}, wanted a data URI: this server fetches nothing "
@@ -86,9 +86,11 @@ class LabelStudioImages:
         self._access = f"Bearer {response.json()['access']}"
 
 
-def decode_data_uri(uri: str) -> bytes:
-    """`data:image/png;base64,...` -> bytes. Raises InvalidRequest."""
+def decode_data_uri(uri: str, max_bytes: int) -> bytes:
+    """`data:image/png;base64,...` -> bytes. Raises InvalidRequest or BodyTooLarge."""
     head, _, body = uri.partition(",")
+    if 3 * len(body) // 4 - body[-2:].count("=") > max_bytes:
+        raise BodyTooLarge(f"got a data URI of more than {max_bytes} bytes, wanted at most {max_bytes}")
     try:
         if not head.endswith(";base64"):
             raise ValueError("no base64")

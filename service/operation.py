@@ -69,7 +69,7 @@ def show_metrics(request: Request) -> Response:
 
 def create_operation_app(service_app: FastAPI) -> FastAPI:
     """The app of the operation port: shares the state of `service_app`, whose lifespan is the one that counts."""
-    app = FastAPI(openapi_url=None)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state = service_app.state
     app.add_middleware(RequestContext, metrics=app.state.metrics, tracing=app.state.tracing)
     add_security_headers(app, ())

@@ -31,6 +31,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_clock: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._is_within_headers = False
+        self._has_advanced = False
         self._is_whole = True
         self._is_refused = False
         if len(self.connections) > self.settings.max_connections:
@@ -46,10 +47,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; what of it is headers may not be longer than the limit, nor take longer."""
-        is_more_of_them = self._is_within_headers
+        """Parse what came; what of it is headers may not be longer than the limit, nor take longer.
+
+        Trailers and what else may stand between a body's chunks count like headers: the app never sees their bytes.
+        """
+        began_within_headers, self._has_advanced = self._is_within_headers, False
         super().data_received(data)
-        if is_more_of_them and self._is_within_headers:
+        is_between_chunks = not (self._is_whole or began_within_headers or self._has_advanced)
+        if self._is_within_headers if began_within_headers else is_between_chunks:
             self._header_bytes += len(data)
             if self._header_bytes > self.settings.max_header_bytes:
                 self._refuse_headers()
@@ -63,11 +68,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_within_headers = True
         self._is_whole = False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header. Trailers are not among them: what a body ends with must not change what has been admitted."""
+        if self._is_within_headers:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Hand the request to the app, unless its headers came too large in one piece."""
         if self._is_refused:
             return
-        self._is_within_headers = False
         self._header_bytes = 0
         self._stop_clock()
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > (
@@ -75,12 +84,18 @@ class BoundedProtocol(HttpToolsProtocol):
         ):
             self._refuse_headers()
         else:
+            self._is_within_headers = False
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body on."""
+        self._advance()
         if not self._is_refused:
             super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins, or the last one, after which only trailers come."""
+        self._advance()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -108,6 +123,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(InvalidRequest("got bytes that are no HTTP/1.1 request; see /docs"), status=400)
+
+    def _advance(self) -> None:
+        self._has_advanced = True
+        self._header_bytes = 0
 
     def _await_headers(self) -> None:
         self._clock = self.loop.call_later(self.settings.header_timeout_s, self._close_unless_headers)
@@ -144,9 +163,17 @@ class BoundedProtocol(HttpToolsProtocol):
         )
 
     def _refuse(self, problem: Problem, status: int | None = None) -> None:
-        """Answer on the wire and close: there is no request that the app could answer."""
+        """Answer on the wire and close: there is no request that the app could answer.
+
+        An answer that has begun is cut off instead, and one that is whole gets no second.
+        """
         self._is_refused = True
         if self.transport.is_closing():
+            return
+        has_begun = self.cycle is not None and self.cycle.response_started
+        is_next_request = self._is_within_headers or self._is_whole
+        if has_begun and not (is_next_request and self.cycle.response_complete):
+            self.transport.close()
             return
         status = status or problem.status
         request_id = uuid.uuid4().hex

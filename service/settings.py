@@ -140,6 +140,9 @@ class Settings(BaseSettings):
     """Of a text prompt."""
     max_json_depth: int = Field(4, ge=2, le=64)
     """Brackets within brackets of a JSON field, counted before it is parsed; clicks need 2."""
+    max_json_values: int = Field(1 << 20, ge=16)
+    """Values of a JSON body, which is what Label Studio sends, counted before it is parsed; a list or an object takes
+    more memory and counts as sixteen."""
     max_frames: int = Field(MAX_FRAMES, ge=1)
     """Frames of one photo's file; the first is segmented, the others are counted without decoding them."""
     cache_bytes: int = Field(256 << 20, ge=0)

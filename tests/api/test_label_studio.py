@@ -1,6 +1,7 @@
 """Label Studio's ML backend contract: its own requests, its own answers, and no address asked but its own."""
 
 import base64
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint
+from service.errors import BodyTooLarge
 from service.label_studio_images import LabelStudioImages
+from service.label_studio_routes import count_values
 from service.settings import Settings
 from tests.fakes import encode, fill_polygons, picture, read
 from tests.unit.test_brush_rle import decode_brush
@@ -188,7 +191,7 @@ async def test_configurations_that_cannot_work_are_refused_at_setup(
         ("{", "got a body that Label Studio would not send"),
         ('{"tasks": [], "label_config": ""}', "#/tasks: List should have at least 1 item"),
         ('{"tasks": [{"data": {}}], "label_config": %s}', "got a task without 'image' in its data"),
-        ("[" * 100_000, "got a body that Label Studio would not send"),
+        ("[" * 60_000, "got a body that Label Studio would not send"),
     ],
 )
 async def test_bodies_that_are_none(client: httpx.AsyncClient, body: str, said: str) -> None:
@@ -310,6 +313,11 @@ class TestImages:
         response = await client.post("/label-studio/colour/predict", json=request(ANIMALS, "/data/upload/1/cat.jpg"))
         assert response.status_code == 413
 
+    async def test_nor_decoded_from_a_data_uri(self, seen: list[httpx.Request], answer: Answer) -> None:
+        assert await self.images(seen, answer, max_body_bytes=len(UPLOAD)).read(DATA_URI, 1) == UPLOAD
+        with pytest.raises(BodyTooLarge, match=f"got a data URI of more than {len(UPLOAD) - 1} bytes"):
+            await self.images(seen, answer, max_body_bytes=len(UPLOAD) - 1).read(DATA_URI, 1)
+
     async def test_a_personal_token_is_traded_and_traded_again_once_it_ends(self, seen: list[httpx.Request]) -> None:
         access = ["first", "second"]
 
@@ -327,6 +335,35 @@ class TestImages:
         del access[0]
         assert await images.read("/data/upload/1/cat.jpg", 1) == UPLOAD
         assert len(seen) == 6
+
+
+class TestJsonLimits:
+    """Lists and objects within each other take a hundred times the memory of their text."""
+
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(streams=1, image_threads=1, max_json_values=400, max_batch_images=2)
+
+    async def test_values_at_the_limit_and_one_past(self, client: httpx.AsyncClient) -> None:
+        body = {"schema": ANIMALS, "extra_params": [0] * 366}  # two lists or objects, 367 commas
+        at_limit = json.dumps(body).encode()
+        assert count_values(at_limit) == 400
+        assert (await client.post("/label-studio/colour/setup", content=at_limit)).status_code == 200
+        for path in ("setup", "predict"):
+            past = await client.post(f"/label-studio/colour/{path}", content=at_limit.replace(b"[0,", b"[0,0,"))
+            assert (past.status_code, past.json()["type"]) == (422, "/problems/invalid-request")
+            assert past.json()["detail"] == "got a body of about 401 JSON values, wanted at most 400"
+
+    async def test_tasks_at_the_limit_and_one_past(self, client: httpx.AsyncClient) -> None:
+        assert len((await predict(client, "colour", request(ANIMALS, *[DATA_URI] * 2)))["results"]) == 2
+        past = await client.post("/label-studio/colour/predict", json=request(ANIMALS, *[DATA_URI] * 3))
+        assert past.json()["detail"] == "got 3 tasks, wanted at most 2"
+
+    async def test_a_configuration_that_is_too_long(self, client: httpx.AsyncClient) -> None:
+        body = {"schema": ANIMALS + " " * ((1 << 17) - len(ANIMALS))}
+        assert (await client.post("/label-studio/colour/setup", json=body)).status_code == 200
+        past = await client.post("/label-studio/colour/setup", json={"schema": body["schema"] + " "})
+        assert "String should have at most 131072 characters" in past.json()["detail"]
 
 
 @pytest.mark.parametrize("url", ["studio", "ftp://studio", "http://user:secret@studio", "http://studio/?x=1"])

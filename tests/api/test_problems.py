@@ -230,6 +230,25 @@ async def test_a_broken_form(client: httpx.AsyncClient, content_type: str) -> No
     assert "got a multipart body that does not parse" in problem(response, "invalid-request")["detail"]
 
 
+@pytest.mark.parametrize("charset", ["idna", "punycode", "undefined", "unicode_escape", "utf-16", '"utf-7"'])
+async def test_a_form_in_a_strange_encoding(client: httpx.AsyncClient, charset: str) -> None:
+    """Each of these is a codec of Python that raises, takes quadratic time, or makes half characters of names."""
+    disposition = b'Content-Disposition: form-data; name="image"; filename="\\ud800.png"'
+    body = b"--b\r\n" + disposition + b"\r\n\r\n" + encode(picture()) + b"\r\n--b--\r\n"
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    for path in ("/segment/colour", "/segment/colour/batch"):
+        response = await client.post(path, content=body, headers=headers)
+        detail = problem(response, "unsupported-body")["detail"]
+        assert detail == f"got a form with charset {charset.strip(chr(34))!r}, wanted utf-8; leave charset out"
+    plain = headers | {"content-type": "multipart/form-data; boundary=b; charset=UTF-8"}
+    assert (await client.post("/segment/colour", content=body, headers=plain)).status_code == 200
+
+
+async def test_no_address_redirects_to_what_the_host_header_says(client: httpx.AsyncClient) -> None:
+    response = await client.get("/models/", headers={"host": "elsewhere.example"})
+    assert problem(response, "not-found")["detail"] == "got /models/, wanted an address of this service; see /docs"
+
+
 async def test_an_internal_error_tells_nothing(
     client: httpx.AsyncClient, checkpoints: list[Checkpoint], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -313,6 +332,7 @@ class TestNarrowLimits:
         [
             ("click", {"points": "[[1,1],[2,2]]"}, {"points": "[[1,1],[2,2],[3,3]]"}, "got 3 points; give 1 to 2"),
             ("click", {"points": "[[1,1]]"}, {"points": "[[[1]]]"}, "got brackets 3 deep, wanted at most 2"),
+            ("click", {"points": "[[1,1]]"}, {"points": '["]",' * 1300}, "got brackets 1300 deep, wanted at most 2"),
             ("text", {"text": "a dog, sad"}, {"text": "a dog, sad?"}, "got a text of 11 characters, wanted at most 10"),
         ],
     )

@@ -153,6 +153,55 @@ async def test_headers_without_end_are_not_kept() -> None:
     assert not answer or problem(answer)["type"] == "/problems/headers-too-large"
 
 
+CHUNKED = b"POST /length HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"3\r\nabc\r\n0\r\n", b"3\r\nabc\r\n0\r\nx: ", b"3;"])
+@pytest.mark.parametrize("more", [b"x: " + b"y" * 95 + b"\r\n", b"y" * 100])
+async def test_what_stands_between_chunks_has_the_limit_of_headers(begun: bytes, more: bytes) -> None:
+    """Trailers, one without end, and a chunk's extension: bytes of a body that no limit on bodies sees."""
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        answering = asyncio.ensure_future(rest(reader))
+        writer.write(CHUNKED + begun)
+        for _ in range(1000):
+            if answering.done():
+                break
+            writer.write(more)
+            with suppress(ConnectionError):
+                await writer.drain()
+            await asyncio.sleep(0.001)
+        answer = await answering
+    assert not answer or problem(answer)["status"] in (400, 431)
+
+
+async def test_trailers_of_a_request_that_is_answered_end_it_without_a_word() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
+        writer.write(CHUNKED.replace(b"/length", b"/nothing") + b"3\r\nabc\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+        writer.write(b"0\r\n" + b"x: y\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        for _ in range(20):
+            writer.write(b"x: " + b"y" * 95 + b"\r\n")
+            await asyncio.sleep(0.001)
+        assert await rest(reader) == b""
+
+
+async def test_trailers_are_no_headers() -> None:
+    told: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.extend(name for name, _ in scope["headers"])
+        await Echo()(scope, receive, send)
+
+    async with serve(app) as (port, _), connect(port) as (reader, writer):
+        writer.write(CHUNKED + b"3\r\nabc\r\n0\r\nx-api-key: stolen\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n3")).startswith(b"HTTP/1.1 200")
+        writer.write(CHUNKED + b"1\r\na\r\n" * 2000 + b"0\r\nx: y\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n2000")).startswith(b"HTTP/1.1 200")
+    assert told == [b"host", b"transfer-encoding"] * 2
+
+
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9.9\r\n\r\n", b"hello\r\n\r\n"])
 async def test_what_is_no_http_is_a_problem_too(sent: bytes) -> None:
     async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
