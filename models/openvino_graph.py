@@ -155,7 +155,7 @@ def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name:
 
     example: inputs of so many rows. Raises EngineError for a network that does not convert, or not to the same.
     """
-    started_at = time.perf_counter()
+    logger.info("%s: converting for OpenVINO, once on this machine", name)
     inputs = tuple(example(_EXAMPLE_ROWS))
     try:
         with torch.no_grad(), _logging_kept(), warnings.catch_warnings():
@@ -167,7 +167,6 @@ def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"{name}: got a network that OpenVINO does not convert ({reason}); use torch") from error
     _prove(graph, module, example(_PROOF_ROWS), name)
-    logger.info("%s converted for OpenVINO in %.1f s", name, time.perf_counter() - started_at)
     return graph
 
 

@@ -1,11 +1,11 @@
-"""The command line: `petseg serve` and `petseg openapi`, beside the commands of photo_cli.py and key_cli.py."""
+"""The command line: `petseg serve` and the documents' tables, beside the commands of photo_cli.py and key_cli.py."""
 
 import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -28,6 +28,11 @@ from service.settings import Settings, SettingsError, read_settings, variable
 
 logger = logging.getLogger("petseg.cli")
 
+
+class PortError(OSError):
+    """A port that cannot be listened on; says in one line which, why, and what to do."""
+
+
 app = typer.Typer(help="Cut cats and dogs out of photographs.", no_args_is_help=True, add_completion=False)
 app.add_typer(photo_cli.app)
 app.add_typer(key_cli.app, name="key")
@@ -36,30 +41,29 @@ app.add_typer(key_cli.app, name="key")
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; over PETSEG_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for any free one; over PETSEG_PORT.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 for any free one; over PETSEG_PORT.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder of *.safetensors; over PETSEG_CHECKPOINTS.")] = None,
     log_requests: Annotated[bool, typer.Option(help="One line per request.")] = True,
 ) -> None:
-    """Serve every checkpoint of the folder. All settings: PETSEG_* environment variables."""
+    """Serve the page, the HTTP API and every checkpoint of a folder.
+
+    Without options: the checkpoints that ship with petseg, on http://127.0.0.1:8000. All else is set by PETSEG_*
+    environment variables, listed in docs/settings.md.
+    """
     try:
         settings = read_settings(host=host, port=port, checkpoints=checkpoints)
         configure_logging(settings.log_format, settings.log_level, log_requests)
-        service_app = create_app(settings)
-    except (SettingsError, CheckpointError) as error:
-        fail(str(error))
-    greeting = f"petseg on http://{settings.host}:{settings.port} (documentation at /docs)"
-    for line in (*describe_models(service_app.state.predictors, settings), greeting):
-        if settings.log_format == "json":
-            logger.info(line.strip())  # whoever reads JSON reads nothing else
-        else:
-            typer.echo(line)
-    try:
-        run_server(service_app, settings)
-    except OSError as error:
+        with bind_port(settings) as listener:
+            service_app = create_app(settings)
+            for line in describe_models(service_app.state.predictors, settings):
+                say(line, settings)
+            greeting = f"petseg on {address_of(listener)} - open it in a browser; the API's reference is at /docs"
+            run_server(service_app, settings, listener, lambda: say(greeting, settings))
+    except (SettingsError, CheckpointError, PortError) as error:
         fail(str(error))
 
 
-@app.command()
+@app.command(hidden=True)
 def reference(
     table: Annotated[str, typer.Argument(help=f"One of {', '.join(TABLES)}.")],
     into: Annotated[Path | None, typer.Option(help="Document to fill, between the table's markers.")] = None,
@@ -82,7 +86,7 @@ def openapi() -> None:
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file.")],
+    checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A checkpoint file.")],
     onnx: Annotated[Path, typer.Option(help="Folder for the graphs.")],
 ) -> None:
     """Write a checkpoint as ONNX graphs: one, or an encoder and a decoder where it takes a prompt. Extra: onnx."""
@@ -95,10 +99,18 @@ def export(
         typer.echo(f"wrote {graph.path} ({size_mb:.1f} MB), within {graph.largest_difference:.1g} of torch")
 
 
-def run_server(service_app: FastAPI, settings: Settings) -> None:
-    """Listen until a signal, then end the process. Raises OSError where the operation port cannot be had."""
-    server = Server(service_app, server_config(service_app, settings), open_operation_port(settings))
-    server.run()
+def run_server(
+    service_app: FastAPI, settings: Settings, listener: socket.socket, on_start: Callable[[], None] | None = None
+) -> None:
+    """Listen until a signal, then end the process; `on_start` is called once it can be asked.
+
+    Raises PortError where a port cannot be had.
+    """
+    server = Server(service_app, server_config(service_app, settings), open_operation_port(settings), on_start)
+    try:
+        server.run(sockets=[listener])
+    except OSError as error:  # two can bind a port as long as neither listens
+        raise PortError(str(error)) from error
     logger.info("stopped")
     leave(1 if server.is_dead else 0)
 
@@ -128,8 +140,33 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def bind_port(settings: Settings) -> socket.socket:
+    """The service's port, taken before the models are loaded; until it is listened on, callers are refused.
+
+    Raises PortError.
+    """
+    address = (settings.host, settings.port)
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise PortError(
+            f"{address[0]}:{address[1]} cannot be had ({error.strerror}); "
+            f"choose others with --host and --port, or {variable('host')} and {variable('port')}"
+        ) from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """URL of a bound socket."""
+    host, port, *_ = listener.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def open_operation_port(settings: Settings) -> socket.socket | None:
-    """The listening socket of the operation port, or None where none is set. Raises OSError with one line."""
+    """The listening socket of the operation port, or None where none is set. Raises PortError."""
     if settings.operation_port is None:
         return None
     address = (settings.operation_host, settings.operation_port)
@@ -137,12 +174,20 @@ def open_operation_port(settings: Settings) -> socket.socket | None:
         return socket.create_server(address)
     except OSError as error:
         name, reason = variable("operation_port"), os.strerror(error.errno or 0)
-        raise OSError(f"{name}: {address[0]}:{address[1]} cannot be had ({reason}); choose another") from error
+        raise PortError(f"{name}: {address[0]}:{address[1]} cannot be had ({reason}); choose another") from error
 
 
 def document_text() -> str:
     """The OpenAPI document as the text of openapi.json."""
     return json.dumps(create_app(Settings(), checkpoints=[]).openapi(), indent=2, ensure_ascii=False) + "\n"
+
+
+def say(line: str, settings: Settings) -> None:
+    """Print a line; whoever reads JSON reads nothing else."""
+    if settings.log_format == "json":
+        logger.info(line.strip())
+    else:
+        typer.echo(line)
 
 
 def describe_models(predictors: Iterable[Predictor], settings: Settings) -> list[str]:

@@ -27,9 +27,15 @@ T = TypeVar("T")
 SOME_FAILED, WRONG, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 """Exit codes beside 0: some photos have no mask; nothing could be begun; the server is gone; Ctrl-C."""
 
+OUTPUT_HELP = (
+    f"For each photo {', '.join(each for each in Result if each.suffix)}; "
+    f"for all in one file {', '.join(each for each in Result if not each.suffix)}. "
+    "Several: --output png --output coco. Default: png."
+)
+
 Server = Annotated[
     str | None,
-    typer.Option(envvar=SERVER_VARIABLE, help="Address of a running server; without it the model runs here."),
+    typer.Option(envvar=SERVER_VARIABLE, help="Address of a running server; without one the models run here."),
 ]
 ApiKey = Annotated[str | None, typer.Option(envvar=API_KEY_VARIABLE, help="Where the server asks for one.")]
 
@@ -41,9 +47,7 @@ def segment(
     photos: Annotated[list[str], typer.Argument(help="Files, folders (searched to the bottom), quoted globs.")],
     model: Annotated[str, typer.Option(help="One of `petseg models`.")] = "timm_unet",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("masks"),
-    output: Annotated[
-        list[Result] | None, typer.Option(help="What to write, also several: --output png --output coco. [png]")
-    ] = None,
+    output: Annotated[list[Result] | None, typer.Option(metavar="FORM", help=OUTPUT_HELP)] = None,
     text: Annotated[str | None, typer.Option(help="Text prompt for all photos.")] = None,
     point: Annotated[
         list[str] | None, typer.Option(help="Click for all photos, in pixels: x,y on the animal or x,y,0 beside it.")
@@ -52,7 +56,7 @@ def segment(
     server: Server = None,
     api_key: ApiKey = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Photos in work at the same time.")] = 8,
-    overwrite: Annotated[bool, typer.Option(help="Begin anew, whatever an earlier run left.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever an earlier run left.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:

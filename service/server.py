@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import Context
 from types import FrameType
@@ -41,10 +41,17 @@ class Server(uvicorn.Server):
     last accepted request is done. The operation port, where there is one, answers from before the start until the end.
     """
 
-    def __init__(self, service_app: FastAPI, config: uvicorn.Config, operation_socket: socket.socket | None) -> None:
+    def __init__(
+        self,
+        service_app: FastAPI,
+        config: uvicorn.Config,
+        operation_socket: socket.socket | None,
+        on_start: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(config)
         self._service_app = service_app
         self._operation_socket = operation_socket
+        self._on_start = on_start
         self.is_dead = False
         """Whether it ended because only a new process can answer again."""
 
@@ -69,6 +76,12 @@ class Server(uvicorn.Server):
         finally:
             operation.should_exit = True
             await answering
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Warm up and listen, then call `on_start`."""
+        await super().startup(sockets)
+        if self._on_start is not None:
+            self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second Ctrl-C does not wait any longer."""

@@ -25,7 +25,9 @@ export function listenForPhotos(take, fail) {
 async function takeSample(name, take, fail) {
   const url = address(`web/samples/${name}`);
   try {
-    const blob = await (await fetch(url)).blob();
+    const response = await fetch(url);
+    if (!response.ok) throw new Error(`HTTP ${response.status}`);
+    const blob = await response.blob();
     take(new File([blob], name, { type: blob.type }), url);
   } catch {
     fail(new Problem({ title: "No answer", detail: `The sample ${name} did not come. Is the server still running?` }));

@@ -17,6 +17,9 @@ const ALL = "";
 /** Typing pauses this long before the words are sent. */
 const TYPING_PAUSE_MS = 350;
 
+/** What a model is told by, beside its name. */
+const TAKES = { text: "words", points: "clicks" };
+
 const state = { models: [], chosen: null, photo: null, clicks: [], answer: null };
 
 let stopper = new AbortController();
@@ -41,6 +44,7 @@ const saver = new Saver({
 
 const isComparing = () => state.chosen === ALL;
 const model = () => state.models.find((each) => each.name === state.chosen);
+const takesClicks = ({ prompt }) => prompt.kind === "points";
 
 /** The form fields of the prompt as it stands, for `model`. */
 function promptFor({ prompt }) {
@@ -88,7 +92,9 @@ async function takePhoto(file, source) {
   $("#other-photo").hidden = false;
   $("#photo-name").textContent = `${state.photo.name} · ${state.photo.width} × ${state.photo.height}`;
   picture.show(state.photo);
-  choose(state.chosen ?? defaultModel().name);
+  const name = state.chosen ?? defaultModel().name;
+  state.chosen = null; // so that nothing stays of what was said about the photo before
+  choose(name);
 }
 
 /** One that shows something at once: guided by words or by none. */
@@ -104,7 +110,10 @@ async function loadModels() {
       const label = make("label");
       const radio = Object.assign(document.createElement("input"), { type: "radio", name: "model", value });
       radio.addEventListener("change", () => choose(value));
-      label.append(radio, make("span", "", text));
+      const chip = make("span", "", text);
+      const kind = state.models.find(({ name }) => name === value)?.prompt.kind;
+      if (kind in TAKES) chip.dataset.takes = TAKES[kind];
+      label.append(radio, chip);
       return label;
     }),
   );
@@ -126,15 +135,19 @@ function choose(name) {
     setLook();
   } else {
     comparison.stop();
-    picture.setClickable(model().prompt.kind === "points", nameFor(model()));
+    picture.setClickable(takesClicks(model()), nameFor(model()));
     if (isAnother) showAnswer(null);
   }
   refresh();
 }
 
+/** A click on the photo; where the chosen model takes none, it goes to the first that does. */
 function addClick(x, y, label) {
+  const taker = state.models.find(takesClicks);
+  if (!taker) return;
   state.clicks.push([x, y, label ?? Number($("[name=click-label]:checked").value)]);
-  refresh("points");
+  if (isComparing() || takesClicks(model())) refresh("points");
+  else choose(taker.name);
 }
 
 function undo() {
@@ -161,7 +174,7 @@ async function refresh(kind = null) {
     return said?.length && say(said.join(" "));
   }
   const asked = model();
-  picture.setClicks(asked.prompt.kind === "points" ? state.clicks : []);
+  picture.setClicks(takesClicks(asked) ? state.clicks : []);
   saver.refresh();
   if (isWaiting(asked)) {
     showAnswer(null);
@@ -179,7 +192,7 @@ async function refresh(kind = null) {
 /** Send the photo ahead of the first click, so that the click itself is answered in a blink. */
 async function prepare(asked, signal) {
   const { photo } = state;
-  if (!asked.keeps_images || photo.imageId || asked.prompt.kind !== "points") return;
+  if (!asked.keeps_images || photo.imageId || !takesClicks(asked)) return;
   const middle = JSON.stringify([[Math.floor(photo.width / 2), Math.floor(photo.height / 2), 1]]);
   await busy(() => segment(asked, photo, { points: middle }, "rle", signal), signal);
 }
@@ -215,7 +228,7 @@ function showAnswer(answer, tookMs = 0) {
     return;
   }
   const isOwn = answer.prompt?.kind === "text" && answer.prompt.chosen_by === "model";
-  const own = isOwn ? `by its own words “${answer.prompt.text}”` : "";
+  const own = isOwn ? `looking for “${answer.prompt.text}”, its own choice` : "";
   $("#remark").textContent = answer.segments.length ? own : emptyAdvice(own);
   $("#timing").textContent = `${Math.round(answer.timing_ms.inference)} ms in the model, ${Math.round(tookMs)} ms in all`;
   say(`${answer.model} ${describeSegments(answer)}`);
@@ -225,7 +238,7 @@ function emptyAdvice(own) {
   const { kind } = model().prompt;
   if (kind === "points") return "Nothing found. Click on the middle of the animal.";
   if (kind === "none") return "Nothing found. Try another model.";
-  return own ? `Nothing found ${own}. Say what to look for.` : "Nothing found. Try other words, or none.";
+  return own ? `Nothing found, ${own}. Say what to look for.` : "Nothing found. Try other words, or none.";
 }
 
 /** Say `text` to screen readers. */

@@ -68,7 +68,7 @@ export class Picture {
     );
   }
 
-  /** Take clicks, or none; `name` is what screen readers say. */
+  /** Invite clicks, by keyboard too, or leave them to those who try; `name` is what screen readers say. */
   setClickable(isClickable, name) {
     this.isClickable = isClickable;
     this.frame.classList.toggle("clickable", isClickable);
@@ -92,7 +92,6 @@ export class Picture {
   }
 
   #point(event, label) {
-    if (!this.isClickable) return;
     const box = this.canvas.getBoundingClientRect();
     this.at = { x: between01((event.clientX - box.left) / box.width), y: between01((event.clientY - box.top) / box.height) };
     this.#place(this.crosshair, this.at.x, this.at.y);

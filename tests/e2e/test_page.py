@@ -110,7 +110,7 @@ class TestMasks:
     def test_words(self, visit: Visit, photo: bytes, recorder: Recorder) -> None:
         visit.give(photo)
         visit.choose("text")
-        expect(visit.page.locator("#remark")).to_have_text(f"by its own words “{TextModel.own_prompt}”")
+        expect(visit.page.locator("#remark")).to_have_text(f"looking for “{TextModel.own_prompt}”, its own choice")
         recorder.posts.clear()
         box = visit.page.get_by_label("What to look for")
         box.fill("a dog")
@@ -182,6 +182,20 @@ class TestClicks:
         assert [sent.has_photo for sent in recorder.posts] == [True]
         visit.click(*RED)
         expect(visit.page.locator("#segments b")).to_have_text("object")
+
+    def test_on_the_photo_of_a_model_that_takes_none(self, visit: Visit, photo: bytes) -> None:
+        takes = "each => getComputedStyle(each.querySelector('span'), '::after').content"
+        assert [visit.label(name).evaluate(takes) for name in ("text", "click", "colour")] == [
+            '"words"',
+            '"clicks"',
+            "none",
+        ]
+        visit.give(photo)
+        visit.choose("colour")
+        visit.click(*RED)
+        expect(visit.page.get_by_role("radio", name="click", exact=False).first).to_be_checked()
+        expect(visit.page.locator("#segments b")).to_have_text("object")
+        assert len(points(visit)) == 1
 
     def test_undo_and_clear(self, visit: Visit, photo: bytes) -> None:
         visit.give(photo)

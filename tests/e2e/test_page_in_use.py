@@ -1,6 +1,7 @@
 """The web page in a real Chromium: what is saved, what goes wrong, what is compared, and who can use it."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,6 +71,18 @@ class TestProblems:
         expect(visit.problem).to_contain_text("that do not decode as JPEG")
         visit.page.get_by_role("button", name="Dismiss").click()
         expect(visit.problem).to_be_hidden()
+
+    def test_nothing_stays_of_the_photo_before(self, visit: Visit, photo: bytes) -> None:
+        visit.give(photo)
+        expect(visit.page.locator("#segments b")).to_have_text("cat")
+        visit.give(b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"></svg>', "d.svg", "image/svg+xml")
+        expect(visit.problem).to_be_visible()
+        expect(visit.page.locator("#result")).to_have_text(re.compile(r"^\s*$"))
+
+    def test_a_sample_that_does_not_come(self, visit: Visit) -> None:
+        visit.page.route("**/samples/**", lambda route: route.fulfill(status=503, body="busy"))
+        visit.page.get_by_role("button", name="Chelsea").click()
+        expect(visit.problem).to_contain_text("The sample chelsea.jpg did not come")
 
     def test_no_answer_and_another_try(self, visit: Visit, photo: bytes) -> None:
         visit.page.route("**/segment/**", lambda route: route.abort())

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from service.app import create_app
-from service.cli import run_server
+from service.cli import bind_port, run_server
 from service.settings import Settings
 from tests.fakes import ClickModel, ColourModel, FakeModel, TextModel, fake_checkpoint
 from tests.fuzz.corpus import MAX_PIXELS
@@ -79,4 +79,5 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
 
 if __name__ == "__main__":
     settings = fuzz_settings(int(sys.argv[1]))
-    run_server(create_app(settings, [fake_checkpoint(kind, name) for name, kind in MODELS.items()]), settings)
+    app = create_app(settings, [fake_checkpoint(kind, name) for name, kind in MODELS.items()])
+    run_server(app, settings, bind_port(settings))

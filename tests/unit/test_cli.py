@@ -1,9 +1,11 @@
 """The command line's words: one line per model, one line per fault."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from service import cli
@@ -26,9 +28,15 @@ def test_openapi_prints_the_document(runner: CliRunner) -> None:
 def test_serve_says_in_a_line_what_each_model_takes(
     runner: CliRunner, checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served: list[Settings] = []
-    monkeypatch.setattr(cli, "run_server", lambda app, settings: served.append(settings))
-    result = runner.invoke(cli.app, ["serve", "--checkpoints", str(checkpoint_folder), "--port", "8123"])
+    ports: list[int] = []
+
+    def run_server(app: FastAPI, settings: Settings, listener: socket.socket, on_start: Callable[[], None]) -> None:
+        ports.append(listener.getsockname()[1])
+        listener.close()
+        on_start()
+
+    monkeypatch.setattr(cli, "run_server", run_server)
+    result = runner.invoke(cli.app, ["serve", "--checkpoints", str(checkpoint_folder), "--port", "0"])
     assert result.exit_code == 0, result.output
     model, url = result.stdout.splitlines()
     digest = create_app(Settings(checkpoints=checkpoint_folder)).state.predictors[0].checkpoint.digest
@@ -48,8 +56,7 @@ def test_serve_says_in_a_line_what_each_model_takes(
         "torch",
         "fp32",
     ]
-    assert url == "petseg on http://127.0.0.1:8123 (documentation at /docs)"
-    assert served[0].port == 8123
+    assert url == f"petseg on http://127.0.0.1:{ports[0]} - open it in a browser; the API's reference is at /docs"
 
 
 def test_lines_say_whether_the_prompt_may_be_left_out(tmp_path: Path) -> None:
@@ -68,7 +75,7 @@ def test_lines_say_whether_the_prompt_may_be_left_out(tmp_path: Path) -> None:
     [
         ({"PETSEG_PORT": "many"}, [], "PETSEG_PORT: got 'many'; "),
         ({"PETSEG_NOPE": "1"}, [], "got the unknown setting PETSEG_NOPE, wanted one of "),
-        ({}, ["--checkpoints", "nowhere"], "nowhere: got no *.safetensors"),
+        ({}, ["--checkpoints", "nowhere", "--port", "0"], "nowhere: got no *.safetensors"),
     ],
 )
 def test_a_fault_is_one_line_and_exit_code_2(
@@ -81,6 +88,17 @@ def test_a_fault_is_one_line_and_exit_code_2(
     assert result.stderr.startswith(f"petseg: {said}")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+def test_a_port_in_use_is_one_line_before_anything_is_loaded(runner: CliRunner) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = runner.invoke(cli.app, ["serve", "--checkpoints", "nowhere", "--port", str(port)])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"petseg: 127.0.0.1:{port} cannot be had (Address already in use); "
+        "choose others with --host and --port, or PETSEG_HOST and PETSEG_PORT\n"
+    )
 
 
 def test_an_operation_port_in_use_is_one_line(
