@@ -19,7 +19,8 @@ def find_fault(mutant: Mutant, status: int, content_type: str, body: bytes) -> s
     if content_type != MEDIA_TYPE:
         return f"got {status} with {content_type}, wanted a problem"
     slug = next((slug for slug in PROBLEMS if f'"/problems/{slug}"' in text), "of no known type")
-    if slug not in REFUSALS or PROBLEMS[slug].status != status:
+    refusals = REFUSALS if mutant.data else {"invalid-request"}  # no bytes at all: the request lacks its image
+    if slug not in refusals or PROBLEMS[slug].status != status:
         return f"got {status} {slug}, wanted 200 or a refusal of the file"
     if mutant.size is not None:
         return f"got {status} {slug} for a sound file of {mutant.size}"

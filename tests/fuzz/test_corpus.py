@@ -54,8 +54,9 @@ def test_a_file_is_made_from_its_seed_and_number_alone() -> None:
     assert len({make_mutant(1, index).data for index in range(120)}) > 110
 
 
-SOUND = Mutant(0, "narrow", b"", size=(6, 4))
-BROKEN = Mutant(0, "noise", b"")
+SOUND = Mutant(0, "narrow", b"...", size=(6, 4))
+BROKEN = Mutant(0, "noise", b"...")
+EMPTY = Mutant(0, "truncation", b"")
 PROBLEM = b'{"type": "/problems/%s"}'
 
 
@@ -65,6 +66,8 @@ PROBLEM = b'{"type": "/problems/%s"}'
         (SOUND, 200, "image/png", PNG, None),
         (BROKEN, 200, "image/png", PNG, None),
         (BROKEN, 415, "application/problem+json", PROBLEM % b"unsupported-image", None),
+        (EMPTY, 422, "application/problem+json", PROBLEM % b"invalid-request", None),
+        (BROKEN, 422, "application/problem+json", PROBLEM % b"invalid-request", "got 422 invalid-request"),
         (SOUND, 415, "application/problem+json", PROBLEM % b"unsupported-image", "for a sound file"),
         (SOUND, 200, "image/png", encode(picture(6, 5).convert("P")), "got a mask of (6, 5), wanted (6, 4)"),
         (BROKEN, 200, "image/png", encode(picture(6, 4)), "got a mask of mode RGB"),
