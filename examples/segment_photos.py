@@ -48,10 +48,14 @@ def click(photo: Path, url: str) -> None:
 def main(source: str, target: str, url: str = "http://127.0.0.1:8000") -> None:
     """Cut out the JPEG files of the folder `source` into `target`."""
     photos = sorted(Path(source).glob("*.jpg"))
+    if not photos:
+        sys.exit(f"{source}: got no *.jpg there")
     Path(target).mkdir(parents=True, exist_ok=True)
     asyncio.run(cut_out(photos, Path(target), url))
     click(photos[0], url)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

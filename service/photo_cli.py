@@ -82,11 +82,12 @@ def segment(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console, disable=quiet or not console.is_terminal, transient=True,
     )  # fmt: skip
-    task = bar.add_task(model, total=len(run.photos))
+    task = bar.add_task(model if server else f"loading {model}", total=len(run.photos))
 
     async def work() -> Summary:
-        async with connect(server, api_key, model) as client:
-            with bar:
+        with bar:
+            async with connect(server, api_key, model) as client:
+                bar.update(task, description=model)
                 return await segment_photos(client, run, on_photo=lambda: bar.advance(task))
 
     summary = start(work())

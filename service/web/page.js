@@ -228,7 +228,7 @@ function showAnswer(answer, tookMs = 0) {
     return;
   }
   const isOwn = answer.prompt?.kind === "text" && answer.prompt.chosen_by === "model";
-  const own = isOwn ? `looking for “${answer.prompt.text}”, its own choice` : "";
+  const own = isOwn ? `looked for “${answer.prompt.text}”` : "";
   $("#remark").textContent = answer.segments.length ? own : emptyAdvice(own);
   $("#timing").textContent = `${Math.round(answer.timing_ms.inference)} ms in the model, ${Math.round(tookMs)} ms in all`;
   say(`${answer.model} ${describeSegments(answer)}`);
@@ -238,7 +238,7 @@ function emptyAdvice(own) {
   const { kind } = model().prompt;
   if (kind === "points") return "Nothing found. Click on the middle of the animal.";
   if (kind === "none") return "Nothing found. Try another model.";
-  return own ? `Nothing found, ${own}. Say what to look for.` : "Nothing found. Try other words, or none.";
+  return own ? `Nothing found; ${own}. Say what to look for.` : "Nothing found. Try other words, or none.";
 }
 
 /** Say `text` to screen readers. */

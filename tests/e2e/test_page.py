@@ -110,7 +110,7 @@ class TestMasks:
     def test_words(self, visit: Visit, photo: bytes, recorder: Recorder) -> None:
         visit.give(photo)
         visit.choose("text")
-        expect(visit.page.locator("#remark")).to_have_text(f"looking for “{TextModel.own_prompt}”, its own choice")
+        expect(visit.page.locator("#remark")).to_have_text(f"looked for “{TextModel.own_prompt}”")
         recorder.posts.clear()
         box = visit.page.get_by_label("What to look for")
         box.fill("a dog")
