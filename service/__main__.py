@@ -1,6 +1,9 @@
 """`python -m service` and the console script `petseg`."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
 PHOTO_COMMANDS = ("segment", "models")
 
@@ -10,8 +13,16 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in PHOTO_COMMANDS:
         from service.photo_cli import app
     else:
+        if sys.argv[1:2] == ["serve"]:
+            # Until the server listens. As a container's process 1 it would otherwise not notice, start, and be killed.
+            signal.signal(signal.SIGTERM, leave)
         from service.cli import app
     app(prog_name="petseg")
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End before anything was accepted."""
+    os._exit(os.EX_OK)
 
 
 if __name__ == "__main__":

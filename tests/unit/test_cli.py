@@ -1,6 +1,9 @@
 """The command line's words: one line per model, one line per fault."""
 
+import os
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
-from service import cli
+from service import __main__, cli
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import ClickModel, TextModel, fake_checkpoint
@@ -57,6 +60,20 @@ def test_serve_says_in_a_line_what_each_model_takes(
         "fp32",
     ]
     assert url == f"petseg on http://127.0.0.1:{ports[0]} - open it in a browser; the API's reference is at /docs"
+
+
+def test_a_stop_during_the_start_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 1 of a container is not ended by a signal that nobody handles."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "argv", ["petseg", "serve"])
+    monkeypatch.setattr(cli, "app", lambda prog_name: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        __main__.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert codes == [0]
 
 
 def test_lines_say_whether_the_prompt_may_be_left_out(tmp_path: Path) -> None:
