@@ -1,11 +1,13 @@
 """Requests that schemathesis generates from the server's own OpenAPI document, and its judgement of the answers."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +35,9 @@ OPERATIONS = 4
 
 MAX_ROUNDS = 8
 
+PROCESSES = 2
+"""Of schemathesis, side by side: making requests takes longer than answering them."""
+
 
 @dataclass
 class RequestReport:
@@ -57,12 +62,18 @@ def run_requests(seed: int, wanted: int, folder: Path) -> RequestReport:
     """At least `wanted` requests, in rounds with the seeds `seed`, `seed` + 1, ...; schemathesis' words to `folder`."""
     report = RequestReport(seed, wanted)
     started_at = time.monotonic()
-    with serve(folder / "requests-server.log") as (url, _):
-        for round_seed in range(seed, seed + MAX_ROUNDS):
+    seeds = itertools.count(seed)
+    with serve(folder / "requests-server.log") as (url, _), ThreadPoolExecutor(PROCESSES) as pool:
+        for _ in range(MAX_ROUNDS):
             left = wanted - report.requests
             if left <= 0 or report.faults:
                 break
-            _run_round(url, round_seed, max(1, left // OPERATIONS), folder, report)
+            examples = max(1, left // OPERATIONS // PROCESSES)
+            runs = [pool.submit(_run_one, url, next(seeds), examples, folder) for _ in range(PROCESSES)]
+            for run in runs:
+                requests, faults = run.result()
+                report.requests += requests
+                report.faults += faults
         report.answers = read_answers(httpx.get(f"{url}/metrics", timeout=30).text)
         if httpx.get(f"{url}/readyz", timeout=30).status_code != 200:
             report.faults.append("the server is not ready at the end")
@@ -72,7 +83,8 @@ def run_requests(seed: int, wanted: int, folder: Path) -> RequestReport:
     return report
 
 
-def _run_round(url: str, seed: int, examples: int, folder: Path, report: RequestReport) -> None:
+def _run_one(url: str, seed: int, examples: int, folder: Path) -> tuple[int, list[str]]:
+    """One process of schemathesis: how many requests it sent, and what was wrong."""
     written = folder / f"requests-{seed}.json"
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
@@ -87,16 +99,16 @@ def _run_round(url: str, seed: int, examples: int, folder: Path, report: Request
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     (folder / f"requests-{seed}.log").write_text(finished.stdout + finished.stderr)
     if not written.exists():
-        report.faults.append(f"schemathesis ended with {finished.returncode}: {finished.stderr[-2000:]}")
-        return
+        return 0, [f"schemathesis ended with {finished.returncode}: {finished.stderr[-2000:]}"]
     document: dict[str, Any] = json.loads(written.read_text())
-    report.requests += document["test_cases"]["generated"]
-    for failure in document["failures"]:
-        places = ", ".join(failure["operations"])
-        report.faults.append(f"{failure['title']} ({failure['count']} times): {places}, seed {seed}")
-    report.faults += [f"{error['title']} ({error['count']} times), seed {seed}" for error in document["errors"]]
-    if finished.returncode and not report.faults:
-        report.faults.append(f"schemathesis ended with {finished.returncode}, seed {seed}")
+    faults = [
+        f"{failure['title']} ({failure['count']} times): {', '.join(failure['operations'])}, seed {seed}"
+        for failure in document["failures"]
+    ]
+    faults += [f"{error['title']} ({error['count']} times), seed {seed}" for error in document["errors"]]
+    if finished.returncode and not faults:
+        faults.append(f"schemathesis ended with {finished.returncode}, seed {seed}")
+    return document["test_cases"]["generated"], faults
 
 
 def read_answers(metrics: str) -> dict[str, Counter[str]]:
