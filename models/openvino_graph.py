@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -214,10 +215,11 @@ def _read(entry: Path) -> Any:
         return None
     try:
         graph = core().read_model(file)
-        entry.touch()
     except (OSError, RuntimeError) as error:
         logger.warning("%s: not readable (%s), converting again", file, error)
         return None
+    with suppress(OSError):  # a folder that may only be read keeps graphs as well
+        os.utime(entry)
     return graph
 
 

@@ -12,6 +12,7 @@ Keys, rates and the bounds of a body are the door's business too: nothing is rea
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from ray import serve
@@ -43,13 +44,13 @@ class Replica:
     """The service as it is, without a port of its own. Settings come from PETSEG_*, as everywhere."""
 
     async def __init__(self) -> None:  # type: ignore[misc] # Ray awaits it
+        self._open = AsyncExitStack()
         self._app = await asyncio.to_thread(create_app, begin())
-        self._lifespan = self._app.router.lifespan_context(self._app)
-        await self._lifespan.__aenter__()
+        await self._open.enter_async_context(self._app.router.lifespan_context(self._app))
 
     async def __del__(self) -> None:
-        """Ray calls it once the requests that were accepted are answered."""
-        await self._lifespan.__aexit__(None, None, None)
+        """Ray calls it once the requests that were accepted are answered, and where the start was cut short."""
+        await self._open.aclose()
 
     async def check_health(self) -> None:
         """Raise where the service would answer 503 at /readyz; Ray then replaces the replica."""

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from models.checkpoint import CHECKPOINT_FOLDER
+from service.api_keys import new_key
 from tests.e2e.server import ROOT, free_port
 from tests.fakes import encode, picture
 
@@ -27,17 +29,18 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc"),
 ]
 
-START_DEADLINE_S = 300
+START_DEADLINE_S = 900
 REPLICA = "ray::ServeReplica:petseg:Replica"
 BOTH_KNOWN = re.compile(r"Rebuilt consistent-hash ring .*: 2 replicas")
 MARK = "SCALE_TEST"
 """Environment variable that tells this test's processes from those of another cluster on the machine."""
+Connect = Callable[[], httpx.Client]
 PHOTOS = [encode(picture(300, 200, seed=seed)) for seed in range(10)]
 
 
 @pytest.fixture(scope="module")
-def url(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The shipped config with two replicas and small checkpoints: `prompt`, which keeps photos, and `unet`."""
+def connect(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connect]:
+    """The shipped config with two replicas, a key, and small checkpoints: `prompt`, which keeps photos, and `unet`."""
     folder = tmp_path_factory.mktemp("scale")
     (folder / "unet.safetensors").symlink_to(checkpoint_folder / "unet.safetensors")
     (folder / "prompt.safetensors").symlink_to(CHECKPOINT_FOLDER / "prompt.safetensors")
@@ -45,7 +48,12 @@ def url(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     config["proxy_location"] = "HeadOnly"
     config["http_options"]["port"] = port = free_port()
     (application,) = config["applications"]
-    application["runtime_env"]["env_vars"]["PETSEG_CHECKPOINTS"] = str(folder)
+    secret, _ = new_key(folder / "keys.toml", "tests")
+    application["runtime_env"]["env_vars"] |= {
+        "PETSEG_CHECKPOINTS": str(folder),
+        "PETSEG_KEYS": str(folder / "keys.toml"),
+        "PETSEG_BODY_TIMEOUT_S": "5",
+    }
     for deployment in application["deployments"]:
         deployment["num_replicas"] = 2 if deployment["name"] == "Replica" else 1
         deployment["ray_actor_options"] = {"num_cpus": 0}
@@ -56,6 +64,10 @@ def url(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
+        # A busy machine starts processes slowly, above all those that Ray is nice about.
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         MARK: str(os.getpid()),
     }
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(file)]
@@ -63,7 +75,7 @@ def url(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         wait_until_ready(process, f"http://127.0.0.1:{port}", log)
-        yield f"http://127.0.0.1:{port}"
+        yield partial(httpx.Client, base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": secret}, timeout=120)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
@@ -106,8 +118,8 @@ def click(client: httpx.Client, image_id: str) -> httpx.Response:
     return client.post("/segment/prompt", data={"image_id": image_id, "x": "70", "y": "90", "output": "rle"})
 
 
-def test_clicks_go_where_the_features_are_and_a_killed_replica_costs_no_upload(url: str) -> None:
-    with httpx.Client(base_url=url, timeout=120) as client:
+def test_clicks_go_where_the_features_are_and_a_killed_replica_costs_no_upload(connect: Connect) -> None:
+    with connect() as client:
         first = [upload(client, photo) for photo in PHOTOS]
         assert [answer.status_code for answer in first] == [200] * len(PHOTOS)
         ids = [answer.json()["image"]["id"] for answer in first]
@@ -117,7 +129,7 @@ def test_clicks_go_where_the_features_are_and_a_killed_replica_costs_no_upload(u
 
         before = replica_processes()
         assert len(before) == 2
-        answers = under_load(url, lambda: os.kill(before[0], signal.SIGKILL))
+        answers = under_load(connect, lambda: os.kill(before[0], signal.SIGKILL))
         assert set(answers) == {200}, answers
         assert answers[200] > 4
 
@@ -130,13 +142,13 @@ def test_clicks_go_where_the_features_are_and_a_killed_replica_costs_no_upload(u
         assert [answer.json()["segments"] for answer in again] == [answer.json()["segments"] for answer in first]
 
 
-def under_load(url: str, strike: Callable[[], None]) -> Counter[int]:
+def under_load(connect: Connect, strike: Callable[[], None]) -> Counter[int]:
     """Statuses of uploads by four clients, from before `strike` until each has had two answers after it."""
     statuses: Counter[int] = Counter()
     has_begun, has_struck = threading.Barrier(5), threading.Event()
 
     def work(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=120) as client:
+        with connect() as client:
             has_begun.wait(timeout=120)
             left = 2
             while left:
@@ -154,8 +166,8 @@ def under_load(url: str, strike: Callable[[], None]) -> Counter[int]:
     return statuses
 
 
-def test_the_document_and_the_problems_come_through_the_door(url: str) -> None:
-    with httpx.Client(base_url=url, timeout=120) as client:
+def test_the_document_and_the_problems_come_through_the_door(connect: Connect) -> None:
+    with connect() as client:
         assert {model["name"] for model in client.get("/models").json()["models"]} == {"prompt", "unet"}
         refused = client.post("/segment/unet", content=b"no photo", headers={"content-type": "image/png"})
         assert refused.status_code == 415
@@ -164,3 +176,19 @@ def test_the_document_and_the_problems_come_through_the_door(url: str) -> None:
         photos = [("image", (f"{index}.png", photo)) for index, photo in enumerate(PHOTOS[:3])]
         lines = client.post("/segment/unet/batch", files=photos).text.splitlines()
         assert len(lines) == 3
+
+
+def test_the_door_admits_whom_it_knows_and_waits_for_no_trickle(connect: Connect) -> None:
+    def trickle() -> Iterator[bytes]:
+        for _ in range(24):
+            yield b"x"
+            time.sleep(0.5)
+
+    with connect() as client:
+        for headers in ({"x-api-key": "petseg_wrong"}, {"x-api-key": ""}):
+            unknown = client.post("/segment/unet", content=PHOTOS[0], headers=headers)
+            assert (unknown.status_code, unknown.json()["type"]) == (401, "/problems/unauthorized")
+            assert unknown.headers["www-authenticate"] == 'Bearer realm="petseg"'
+        assert client.get("/readyz", headers={"x-api-key": ""}).status_code == 200
+        late = client.post("/segment/unet", content=trickle(), headers={"content-type": "image/png"})
+        assert (late.status_code, late.json()["type"]) == (408, "/problems/body-too-slow")

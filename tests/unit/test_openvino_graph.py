@@ -1,5 +1,6 @@
 """Graphs give what torch gives, for any number of rows and threads, or are refused; the folder only saves time."""
 
+import errno
 import logging
 import os
 import threading
@@ -154,6 +155,19 @@ def test_a_folder_that_cannot_be_written_to_is_only_said(
     assert GraphFolder(blocked / "inside").load("key", lambda: converted) is converted
     assert "graphs are not kept" in caplog.text
     assert GraphFolder(None).load("key", lambda: converted) is converted
+
+
+def test_a_folder_that_may_only_be_read_is_read(
+    converted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = GraphFolder(tmp_path)
+    folder.load("key", lambda: converted)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert Graph(folder.load("key", lambda: pytest.fail("converted again")), ONE)(*example(1))
 
 
 def test_what_was_long_unused_goes(converted: Any, tmp_path: Path) -> None:
