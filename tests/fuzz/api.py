@@ -30,7 +30,7 @@ CHECKS = (
 """Not among them: that all that fits the schema is taken (no schema says which bytes are an image, or which prompt fits
 a model), and that all else is refused (in a form everything is text, so that wrong types may turn into right ones)."""
 
-OPERATIONS = 4
+OPERATIONS = 8
 """Those with parameters, among which the requests are shared out; the others get one or two each."""
 
 MAX_ROUNDS = 8
