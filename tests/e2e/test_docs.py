@@ -16,7 +16,7 @@ from tests.e2e.test_readme import LINES
 from training.cli import app as petseg_train
 
 COMMANDS = {"petseg": petseg, "petseg-train": petseg_train}
-ELSEWHERE = {"python3", "pip", "make", "mkdir", "cp", "curl"}
+ELSEWHERE = {"python", "python3", "pip", "make", "mkdir", "cp", "curl"}
 """Commands of others, in blocks that are not run."""
 RUN_HERE = [ROOT / "docs" / name for name in ("limits.md", "models.md", "training.md")]
 

@@ -24,6 +24,7 @@ def _head(images: ImageReport, requests: RequestReport) -> Iterable[str]:
     yield "Written by `make fuzz`. To repeat this very run:"
     yield ""
     yield "```sh"
+    yield "# not run: takes minutes"
     yield (
         f"python -m tests.fuzz --images {images.count} --image-seed {images.seed} "
         f"--requests {requests.wanted} --request-seed {requests.seed}"
