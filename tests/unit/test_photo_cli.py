@@ -121,6 +121,11 @@ def test_photo_commands_bring_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so do the tests and all they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_is_a_line_and_exit_code_130(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(picture(60, 40)))
     with socket.socket() as silent:
@@ -131,6 +136,7 @@ def test_ctrl_c_is_a_line_and_exit_code_130(tmp_path: Path) -> None:
         process = subprocess.Popen(
             [*command, "--server", f"http://127.0.0.1:{silent.getsockname()[1]}"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=heed_interrupts,
         )  # fmt: skip
         connection, _ = silent.accept()
         with connection:
