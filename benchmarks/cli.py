@@ -263,7 +263,7 @@ def all_command(
     page: Annotated[Path, typer.Option(help="Markdown file.")] = DEFAULT_PAGE,
     short: Short = False,
 ) -> None:
-    """Everything, then the page: about 35 minutes on two cores, 20 with --short."""
+    """Everything, then the page: about 50 minutes on two cores, 35 with --short."""
     edges_command(out, photos, weights, short)
     raw_command(out, photos, weights, short)
     serve_command(out, photos, weights, short)
