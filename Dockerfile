@@ -16,7 +16,7 @@ WORKDIR /src
 RUN python -m venv /opt/petseg
 COPY constraints.txt ./
 RUN if [ -n "$TORCH_INDEX_URL" ]; then \
-        pip install --index-url "$TORCH_INDEX_URL" --constraint constraints.txt torch torchvision; \
+        PIP_INDEX_URL="$TORCH_INDEX_URL" pip install --constraint constraints.txt torch torchvision; \
     fi
 # What petseg needs, before petseg itself: a change of our code does not install torch again.
 COPY pyproject.toml deploy/list_requirements.py ./

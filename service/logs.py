@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ _PLAIN = re.compile(r"[^\s=\"\\\x00-\x1f\x7f-\x9f]+")
 """Values that logfmt may hold without quotation marks."""
 
 
-class StructuredFormatter(logging.Formatter):
+class StructuredFormatter(logging.Formatter, ABC):
     """time, level, logger, message, then the line's own fields (`extra={"fields": {...}}`); a trace comes last."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -37,9 +38,9 @@ class StructuredFormatter(logging.Formatter):
             fields["trace"] = self.formatException(record.exc_info)
         return self.render(fields)
 
+    @abstractmethod
     def render(self, fields: Mapping[str, Any]) -> str:
         """`fields` in order, on one line."""
-        raise NotImplementedError
 
 
 class JsonFormatter(StructuredFormatter):
