@@ -86,6 +86,24 @@ class ChannelAttention(nn.Module):
         return gated
 
 
+class Vote(nn.Conv2d):
+    """The whole image's vote on the classes of all its pixels: [B, C, h, w] -> [B, K, 1, 1], to be added to the logits.
+
+    A 1x1 convolution of the mean over the map (Liu et al. 2015, ParseNet, section 3.1: a global feature added to local
+    ones). Where each pixel judges for itself, one animal is easily painted as two species. It begins at zero, so that a
+    trained network which is given one goes on as the same network.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes, 1)
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.mean((2, 3), keepdim=True))
+
+
 def resize_to(features: Tensor, like: Tensor) -> Tensor:
     """Bilinear resize of [B, C, h, w] to the height and width of `like`."""
     return resize(features, like.shape[-2], like.shape[-1])

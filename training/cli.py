@@ -194,6 +194,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; an unfinished run there goes on.")] = None,
     smoke: Smoke = False,
     views: Views = None,
+    begin_after: Annotated[
+        Path | None, typer.Option(help="A checkpoint of the recipe's first stages; a new run goes on with the next.")
+    ] = None,
     workers: Workers = 0,
     accelerator: Accelerator = "auto",
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, on each machine.")] = 1,
@@ -209,7 +212,8 @@ def train(
     name, loaded = Path(config).stem, load_recipe(config, smoke=smoke, views=views)
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=loaded.precision)
     fabric.launch()
-    checkpoint = run_training(Run(name, loaded, data, prepared, out or Path("runs") / name, workers), fabric)
+    run = Run(name, loaded, data, prepared, out or Path("runs") / name, workers, begin_after)
+    checkpoint = run_training(run, fabric)
     if not fabric.is_global_zero:
         return
     typer.echo(f"wrote {checkpoint}")

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.base import SegmentationModel
-from training.config import TrainConfig
+from models.checkpoint import Checkpoint
+from training.config import StageConfig, TrainConfig
 
 Weights = dict[str, Tensor]
 
@@ -97,6 +98,30 @@ class RunState:
         self._resumed = state
         model.load_state_dict(state["model"], strict=False)
 
+    def begin_after(self, earlier: Checkpoint, model: SegmentationModel) -> None:
+        """Count the stages that a checkpoint of this recipe has seen as done, and take its weights.
+
+        Whole submodules that it does not have keep their first weights. Raises ValueError where it was trained by other
+        stages, or holds what `model` does not.
+        """
+        done = earlier.card.training.get("stages", [])
+        sizes = (earlier.card.config["image_size"], model.config.image_size)
+        planned = [_comparable(stage.model_dump(mode="json"), sizes[1]) for stage in self.config.stages[: len(done)]]
+        if earlier.card.architecture != self.config.architecture or planned != [_comparable(s, sizes[0]) for s in done]:
+            raise ValueError(
+                f"got {earlier.name}, an {earlier.card.architecture} after the stages "
+                f"{', '.join(stage['name'] for stage in done) or '(none)'}; wanted an {self.config.architecture} after "
+                "the first stages of this recipe"
+            )
+        weights, own = earlier.model.state_dict(), model.state_dict()
+        known = {name.split(".")[0] for name in weights}
+        for name in weights | {name: tensor for name, tensor in own.items() if name.split(".")[0] in known}:
+            if name not in weights or name not in own or weights[name].shape != own[name].shape:
+                raise ValueError(f"got {earlier.name}, whose weights do not fit this recipe's network in {name}")
+        model.load_state_dict(weights, strict=False)
+        self.best = own_weights(model)
+        self.progress = Progress(stage=len(done))
+
     def _agrees(self, config_json: str, begun: int) -> bool:
         # Compared as configs: a setting that came with a newer version stands at its default in the older file.
         try:
@@ -135,6 +160,12 @@ class RunState:
             torch.save(content, unfinished)
             unfinished.replace(self.path)
         fabric.barrier()
+
+
+def _comparable(stage: dict[str, Any], image_size: int) -> StageConfig:
+    """A card's stage with its image size spelled out; settings that are no more do not count."""
+    known = {key: value for key, value in stage.items() if key in StageConfig.model_fields}
+    return StageConfig.model_validate({**known, "image_size": known.get("image_size") or image_size})
 
 
 def _without_later_stages(config: TrainConfig, begun: int) -> TrainConfig:

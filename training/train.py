@@ -41,6 +41,7 @@ from training.preparation import fingerprint, prepare, read_manifest, seed_of
 from training.prompt_sampling import make_sampler
 from training.run_log import RunLog
 from training.run_state import RunState, WeightAverage, own_weights
+from training.teacher import load_teacher
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Run:
     """Receives the resumable state, the logs and `<name>.safetensors`."""
     workers: int = 0
     """Processes that load and augment; 0 does so between the steps."""
+    begin_after: Path | None = None
+    """A checkpoint of this recipe's first stages, which a new run then skips; one that is under way goes on."""
 
     def prepared_set(self, image_size: int) -> Path:
         """Folder of the photos prepared at that side, for this run's data settings."""
@@ -96,6 +99,8 @@ def train(run: Run, fabric: Fabric) -> Path:
     model = build_model(run.config)
     state = RunState(run.out / "state.ckpt", run.config)
     state.restore(model)
+    if run.begin_after is not None and not state.path.exists():
+        state.begin_after(load_checkpoint(run.begin_after), model)
     log = RunLog(run.out, enabled=fabric.is_global_zero)
     for index, stage in enumerate(run.config.stages):
         if index >= state.progress.stage:
@@ -266,8 +271,8 @@ def build_objective(stage: StageConfig, train_set: PetDataset, classes: int, fab
     loss = get_loss(stage.loss, weights)
     if stage.teacher is None:
         return segmentation(loss)
-    teacher = load_checkpoint(stage.teacher).model.to(fabric.device).to(memory_format=torch.channels_last)
-    return distillation(loss, teacher.requires_grad_(False), stage.teacher_weight, stage.teacher_feature_weight)
+    teacher = load_teacher(stage.teacher, fabric.device)
+    return distillation(loss, teacher, stage.teacher_weight, stage.teacher_feature_weight)
 
 
 def pixel_counts(dataset: PetDataset, classes: int) -> Tensor:
@@ -373,7 +378,7 @@ class ShuffledOrder(Sampler[int]):
 
 def write_card(run: Run, model: SegmentationModel, state: RunState) -> ModelCard:
     """All that the weights do not say; test scores are added by `petseg-train evaluate --record`."""
-    folder = run.prepared_set(model.config.image_size)
+    folder = run.prepare(model.config.image_size)  # which stages at other sizes did not need
     examples = read_manifest(folder).examples
     return ModelCard(
         architecture=run.config.architecture,

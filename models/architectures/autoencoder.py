@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
-from models.layers import ContextBlock
+from models.layers import ContextBlock, Vote
 from models.prompts import PromptTensors
 
 
@@ -58,7 +58,7 @@ class Autoencoder(SegmentationModel):
             _upsample(2 * deep, shallow) for deep, shallow in pairwise((*reversed(widths), 3))
         )
         self.context = nn.Sequential(*(ContextBlock(deepest) for _ in range(config.context_blocks)))
-        self.vote = nn.Conv2d(deepest, len(config.class_names), 1) if config.context_blocks else None
+        self.vote = Vote(deepest, len(config.class_names)) if config.context_blocks else None
         self.segmentation = nn.Sequential(
             *(
                 nn.Sequential(
@@ -77,7 +77,7 @@ class Autoencoder(SegmentationModel):
 
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
         logits: Tensor = self.segmentation(features[0])  # [B, 256, 8, 8] -> [B, K, 128, 128]
-        return logits if self.vote is None else logits + self.vote(features[0].mean((2, 3), keepdim=True))
+        return logits if self.vote is None else logits + self.vote(features[0])
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The first stage's output: images [B, 3, S, S] in [0, 1] -> the same, through the bottleneck with skips."""

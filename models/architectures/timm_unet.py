@@ -8,7 +8,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
-from models.layers import DoubleConv, resize_to
+from models.layers import DoubleConv, Vote, resize_to
 from models.prompts import PromptTensors
 
 
@@ -23,6 +23,8 @@ class TimmUNetConfig(ArchitectureConfig):
     decoder_widths: tuple[int, ...] = (160, 80, 40, 24)
     """Channels after each upsampling, coarsest first; a fifth one adds a level at the image's own resolution."""
     dropout: float = 0.1
+    vote: bool = False
+    """Whether the mean of the deepest level votes on the classes of all pixels."""
 
     @model_validator(mode="after")
     def _known_encoder(self) -> "TimmUNetConfig":
@@ -54,6 +56,7 @@ class TimmUNet(SegmentationModel):
         )
         self.dropout = nn.Dropout2d(config.dropout)
         self.head = nn.Conv2d(config.decoder_widths[-1], len(config.class_names), 1)
+        self.vote = Vote(coarse_first[0], len(config.class_names)) if config.vote else None
 
     def encode(self, images: Tensor) -> Features:
         normalised = self.normalise(images)
@@ -64,4 +67,7 @@ class TimmUNet(SegmentationModel):
         level = self.dropout(level)
         for block, skip in zip(self.up, reversed(skips), strict=False):
             level = block(torch.cat([resize_to(level, skip), skip], dim=1))
-        return resize_to(cast(Tensor, self.head(level)), skips[0])  # [B, C, S/2, S/2] -> [B, K, S, S]
+        logits = cast(Tensor, self.head(level))  # [B, C, S/2, S/2] -> [B, K, S/2, S/2]
+        if self.vote is not None:
+            logits = logits + self.vote(features[-1])
+        return resize_to(logits, skips[0])

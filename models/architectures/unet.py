@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
-from models.layers import DoubleConv, resize_to
+from models.layers import DoubleConv, Vote, resize_to
 from models.prompts import PromptTensors
 
 
@@ -19,6 +19,8 @@ class UNetConfig(ArchitectureConfig):
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Channels of each level, finest first; between two levels the map is halved."""
     dropout: float = 0.25
+    vote: bool = False
+    """Whether the mean of the deepest level votes on the classes of all pixels; the study's does not."""
 
 
 class UNet(SegmentationModel):
@@ -36,6 +38,7 @@ class UNet(SegmentationModel):
             DoubleConv(deep + shallow, shallow, config.dropout) for deep, shallow in pairwise(reversed(widths))
         )
         self.head = nn.Conv2d(widths[0], len(config.class_names), 1)
+        self.vote = Vote(widths[-1], len(config.class_names)) if config.vote else None
 
     def encode(self, images: Tensor) -> Features:
         level = self.down[0](self.normalise(images))  # [B, C, S, S]
@@ -49,4 +52,5 @@ class UNet(SegmentationModel):
         *skips, level = features
         for block, skip in zip(self.up, reversed(skips), strict=True):
             level = block(torch.cat([resize_to(level, skip), skip], dim=1))
-        return cast(Tensor, self.head(level))  # [B, C, S, S] -> [B, K, S, S]
+        logits = cast(Tensor, self.head(level))  # [B, C, S, S] -> [B, K, S, S]
+        return logits if self.vote is None else logits + self.vote(features[-1])

@@ -26,9 +26,10 @@ from training.train import (
     trainable_parts,
 )
 
+TINY_MODEL = {"image_size": 32, "widths": [4, 8]}
 TINY = {
     "architecture": "unet",
-    "model": {"image_size": 32, "widths": [4, 8]},
+    "model": TINY_MODEL,
     "data": {"validation_fraction": 0.25},
     "stages": [{"epochs": 3, "batch_size": 4, "ema_decay": 0.9}],
 }
@@ -121,12 +122,53 @@ def test_stages_may_be_added_to_a_finished_run(run: Run) -> None:
         train(replace(run, config=tiny(stages=stage(name="first", learning_rate=0.5))), fabric())
 
 
+def test_a_run_begins_after_the_stages_of_a_checkpoint(run: Run) -> None:
+    first = stage(name="first", epochs=1, image_size=32)
+    earlier = train(replace(run, config=tiny(stages=stage(name="first", epochs=1))), fabric())
+    # The network may have grown by a whole part, and a size that was the network's own may be spelled out.
+    grown = tiny(
+        model={**TINY_MODEL, "vote": True}, stages=[*first, *stage(name="second", epochs=1, learning_rate=1e-30)]
+    )
+    later = replace(run, config=grown, out=run.out / "later", begin_after=earlier)
+    weights = load_checkpoint(train(later, fabric())).model.state_dict()
+    assert [row["stage"] for row in log_of(later)] == ["second"]
+    for name, tensor in load_checkpoint(earlier).model.state_dict().items():
+        if tensor.is_floating_point() and "running" not in name:
+            assert torch.equal(weights[name], tensor), name
+    assert not weights["vote.weight"].any()
+    train(later, fabric())  # what is finished stays so
+    assert len(log_of(later)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": stage(name="first", epochs=1, learning_rate=0.5)}, "wanted an unet after the first stages"),
+        ({"stages": stage(name="other", epochs=1)}, "after the stages first; wanted"),
+        ({"architecture": "autoencoder", "model": {"image_size": 32}}, "wanted an autoencoder"),
+        ({"model": {"image_size": 32, "widths": [4, 8, 8]}}, "do not fit this recipe's network in up.0"),
+    ],
+)
+def test_a_run_does_not_begin_after_another_recipe(run: Run, changes: dict[str, object], message: str) -> None:
+    stages = stage(name="first", epochs=1)
+    earlier = train(replace(run, config=tiny(stages=stages)), fabric())
+    other = replace(run, config=tiny(**{"stages": stages, **changes}), out=run.out / "other", begin_after=earlier)
+    with pytest.raises(ValueError, match=message):
+        train(other, fabric())
+
+
 def test_each_stage_leaves_its_checkpoint(run: Run) -> None:
     two = replace(run, config=tiny(stages=[*stage(name="first", epochs=1), *stage(name="second", epochs=1)]))
     last = train(two, fabric())
     first = load_checkpoint(run.out / "tiny-first.safetensors")
     assert first.digest != load_checkpoint(last).digest
     assert first.card.metrics["validation"]["mean_iou"] == round(float(log_of(two)[0]["mean_iou"]), 4)
+
+
+def test_a_stage_may_be_of_another_size_than_the_network(run: Run) -> None:
+    two = [*stage(name="small", epochs=1, image_size=16), *stage(name="whole", epochs=1)]
+    train(replace(run, config=tiny(stages=two)), fabric())
+    assert load_checkpoint(run.out / "tiny-small.safetensors").card.data["train"] == 18
 
 
 def test_a_stage_augments_in_its_own_way(run: Run) -> None:
