@@ -19,7 +19,7 @@ from benchmarks.requests import read_photos
 from benchmarks.statistics import median
 from models.checkpoint import load_checkpoint
 from models.letterbox import Array, Letterbox, decode_image, image_tensor
-from models.upsampling import enlarge_argmax
+from models.upsampling import enlarge_argmax, resize_argmax
 from service.masks import COLOURS
 from service.png import encode_indexed, pack
 from service.rle import encode_rle
@@ -98,12 +98,12 @@ def _decodings(upload: bytes, letterbox: Letterbox) -> dict[str, Callable[[], ob
 def _enlargings(logits: torch.Tensor, letterbox: Letterbox, is_large: bool) -> dict[str, Callable[[], object]]:
     height, width = letterbox.original_size
     scores = letterbox.crop(logits).numpy()
+    in_strips = "enlarge a few rows at a time, running maximum" + ("" if is_large else _SERVED)
     by_cells = "only cells that a border crosses" + (_SERVED if is_large else "")
     ways: dict[str, Callable[[], object]] = {
         "enlarge everything, torch.argmax": lambda: letterbox.restore_logits(logits).argmax(0),
-        "enlarge everything, running maximum" + ("" if is_large else _SERVED): lambda: _running_maximum(
-            logits, letterbox
-        ),
+        "enlarge everything, running maximum": lambda: _running_maximum(logits, letterbox),
+        in_strips: lambda: resize_argmax(scores, height, width),
         by_cells: lambda: enlarge_argmax(scores, height, width),
     }
     return ways

@@ -46,6 +46,8 @@ class LoadResult:
     seconds: float
     answered: int
     """Good answers."""
+    answered_in_all: int
+    """The same with those before the clock started and after it stopped: the work that a server's CPU time is of."""
     statuses: dict[str, int]
     """Answers by status; `lost` for connections that broke."""
     good: Latency
@@ -75,12 +77,16 @@ class _Tally:
     kept: dict[int, bytes] = field(default_factory=dict)
     received_bytes: int = 0
     without_retry_after: int = 0
+    answered_in_all: int = 0
 
     def count(self, place: int, started_at: float, answer: Answer | None) -> None:
         now = time.perf_counter()
-        if answer is not None and answer.status == 200 and place not in self.kept:
-            self.kept[place] = answer.body
-        if started_at < self.starts_at or now > self.ends_at:
+        if answer is not None and answer.status == 200:
+            self.answered_in_all += 1
+            self.kept.setdefault(place, answer.body)
+        # By its end alone: without those under way at the start, a short load would count as many too few as there are
+        # clients, and the rate of a slow server suffer more than that of a fast one.
+        if not self.starts_at <= now <= self.ends_at:
             return
         self.latencies["lost" if answer is None else str(answer.status)].append(now - started_at)
         if answer is not None:
@@ -129,6 +135,7 @@ async def generate(load: Load) -> LoadResult:
     return LoadResult(
         seconds=load.seconds,
         answered=len(good),
+        answered_in_all=tally.answered_in_all,
         statuses={status: len(each) for status, each in sorted(tally.latencies.items())},
         good=describe_latency(good),
         refused=describe_latency(tally.latencies.get("429", []) + tally.latencies.get("503", [])),

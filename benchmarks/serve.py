@@ -99,8 +99,6 @@ def put(server: Server, name: str, case: Case, seconds: float, warm_up_s: float,
     with server.measured() as meter:
         result = run_load(load)
     use, answered = meter.use, max(1, result.answered)
-    # The meter runs through the warm-up too, which is the same work.
-    share = seconds / (seconds + warm_up_s)
     return Row(
         server=name,
         model=case.model,
@@ -113,7 +111,7 @@ def put(server: Server, name: str, case: Case, seconds: float, warm_up_s: float,
         p90_ms=result.good.p90_ms,
         p99_ms=result.good.p99_ms,
         errors=result.errors,
-        server_cpu_ms=1000 * share * use.cpu_s / answered,
+        server_cpu_ms=1000 * use.cpu_s / max(1, result.answered_in_all),
         client_cpu_ms=1000 * result.client_cpu_s / answered,
         peak_pss_mb=use.peak_pss_mb,
         peak_rss_mb=use.peak_rss_mb,

@@ -75,7 +75,7 @@ def widen(source: UNet, factor: int) -> UNet:
             if isinstance(module, nn.Conv2d):
                 target = cast(nn.Conv2d, copy)
                 weight = module.weight if module.in_channels == 3 else _repeat(module.weight, factor, 1) / factor
-                target.weight.copy_(weight if name == "head" else _repeat(weight, factor, 0))
+                target.weight.copy_(weight if name in ("head", "vote") else _repeat(weight, factor, 0))
                 if module.bias is not None and target.bias is not None:
                     target.bias.copy_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):

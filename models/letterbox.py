@@ -18,14 +18,14 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from models.image_files import FORMATS, MAX_FRAMES, ImageError, ImageTooLargeError, UnsupportedImageError, check_file
-from models.upsampling import enlarge_argmax
+from models.upsampling import enlarge_argmax, resize_argmax
 
 Array = npt.NDArray[np.uint8]
 
 _STRIP_PIXELS = 1 << 20
 """Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
 
-_LARGE_PIXELS = 1 << 19
+_LARGE_PIXELS = 1 << 21
 """From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay."""
 
 
@@ -63,7 +63,7 @@ class Letterbox:
         top, left = self.offset
         content = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         square = np.empty((self.image_size, self.image_size, 3), np.uint8)
-        square[:] = np.rint(content.reshape(-1, 3).mean(axis=0))
+        square[:] = _mean_colour(content)
         square[top : top + height, left : left + width] = content
         return square
 
@@ -100,9 +100,8 @@ class Letterbox:
         height, width = self.original_size
         content_height, content_width = self.content_size
         is_enlarged = height >= content_height and width >= content_width
-        if height * width < _LARGE_PIXELS or not is_enlarged:
-            return np.concatenate([_argmax(strip) for strip in self.restore_strips(logits)])
-        return enlarge_argmax(self.crop(logits).float().cpu().numpy(), height, width)
+        find_winners = enlarge_argmax if is_enlarged and height * width >= _LARGE_PIXELS else resize_argmax
+        return find_winners(self.crop(logits).float().cpu().numpy(), height, width)
 
     def restore_strips(self, logits: Tensor) -> Iterator[Tensor]:
         """`restore_logits` in strips of rows, top to bottom, each [K, rows, W] float32; one strip for small uploads."""
@@ -114,14 +113,11 @@ class Letterbox:
             yield from _resize_in_strips(self.crop(logits).float(), height, width, rows)
 
 
-def _argmax(logits: Tensor) -> Array:
-    """`logits.argmax(0)` of [K, H, W] by a running maximum: torch reduces a short leading axis 30 times slower."""
-    best = logits[0]
-    mask = torch.zeros(best.shape, dtype=torch.uint8, device=logits.device)
-    for index, scores in enumerate(logits[1:], start=1):
-        mask.masked_fill_(scores > best, index)
-        best = torch.maximum(best, scores)
-    return mask.cpu().numpy()
+def _mean_colour(content: Array) -> Array:
+    """Rounded mean of [h, w, 3]: [3] uint8. As a product with ones: numpy's own mean over short rows takes six times as
+    long."""
+    pixels = content.reshape(-1, 3).astype(np.float64)
+    return np.rint(np.ones(len(pixels)) @ pixels / len(pixels)).astype(np.uint8)
 
 
 def _resize_in_strips(content: Tensor, height: int, width: int, rows: int) -> Iterator[Tensor]:

@@ -1,8 +1,10 @@
-"""The class that wins at each pixel of bilinearly enlarged logits, without enlarging where the winner is sure.
+"""The class that wins at each pixel of bilinearly resized logits, in two ways that give the same. Called by letterbox.py.
 
-A bilinear value is a weighted mean of the four grid points around it. Where one class wins at all four, it wins at
-every pixel between them: the differences to the other classes are means of positive numbers. Only the cells that a
-border crosses are computed pixel by pixel, so a 12-megapixel mask costs little more than writing it.
+`resize_argmax` computes every pixel, a few rows at a time, so that all it touches stays in the cache; the resize of
+torch takes twice as long and more. On large photos `enlarge_argmax` computes only where the winner is not sure. A bilinear
+value is a weighted mean of the four grid points around it. Where one class wins at all four, it wins at every pixel
+between them: the differences to the other classes are means of positive numbers. Only the cells that a border crosses
+are computed pixel by pixel, so a 12-megapixel mask costs little more than writing it.
 """
 
 import numpy as np
@@ -16,12 +18,31 @@ _UNSURE = 255
 _MARGIN = 1e-4
 """Such a lead, as a share of the largest score; float32 keeps seven digits."""
 
+_STRIP_PIXELS = 1 << 15
+"""Pixels computed at once: with three scores of each, about what a core's second cache holds."""
 
-def enlarge_argmax(scores: Floats, height: int, width: int) -> npt.NDArray[np.uint8]:
+
+def resize_argmax(scores: Floats, height: int, width: int) -> npt.NDArray[np.uint8]:
     """`resize(scores, (height, width)).argmax(0)` for the bilinear resize of torch with align_corners=False.
 
-    scores: [K, h, w], K < 255, h <= height, w <= width. Returns [height, width] uint8.
+    scores: [K, h, w], K < 256, of any size against the result. Returns [height, width] uint8.
     """
+    rows, columns = _Axis(scores.shape[1], height), _Axis(scores.shape[2], width)
+    widened = _between(scores, columns.before, columns.after, columns.weights, axis=2)  # [K, h, width]
+    mask = np.zeros((height, width), np.uint8)
+    for start in range(0, height, strip := max(1, _STRIP_PIXELS // width)):
+        part = slice(start, start + strip)
+        ends = rows.before[part], rows.after[part], rows.weights[part, None]
+        best = _between(widened[0], *ends, axis=0)  # [strip, width]
+        for index, plane in enumerate(widened[1:], start=1):
+            enlarged = _between(plane, *ends, axis=0)
+            np.copyto(mask[part], np.uint8(index), where=enlarged > best)
+            np.maximum(best, enlarged, out=best)
+    return mask
+
+
+def enlarge_argmax(scores: Floats, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """As `resize_argmax`, where K < 255, h <= height and w <= width."""
     rows, columns = _Axis(scores.shape[1], height), _Axis(scores.shape[2], width)
     winners = scores.argmax(axis=0).astype(np.uint8)
     mask = np.repeat(np.repeat(winners, columns.sizes, axis=1), rows.sizes, axis=0)
@@ -44,13 +65,25 @@ class _Axis:
         scale = np.float32(points / pixels)
         half = np.float32(0.5)
         positions = np.maximum((np.arange(pixels, dtype=np.float32) + half) * scale - half, 0)
-        before = np.minimum(positions.astype(np.intp), points - 1)
-        self.weights: Floats = positions - before.astype(np.float32)
+        self.before: Indices = np.minimum(positions.astype(np.intp), points - 1)
+        """[pixels]: the grid point before each pixel."""
+        self.after: Indices = np.minimum(self.before + 1, points - 1)
+        self.weights: Floats = positions - self.before.astype(np.float32)
         """[pixels] of the grid point after each pixel; the one before it has the rest."""
-        self.starts = np.searchsorted(before, np.arange(points))
+        self.starts = np.searchsorted(self.before, np.arange(points))
         """[points]: first pixel at or behind each grid point."""
         self.sizes = np.diff(self.starts, append=pixels)
         """[points]: pixels from each grid point to the next."""
+
+
+def _between(scores: Floats, before: Indices, after: Indices, weights: Floats, axis: int) -> Floats:
+    """Scores along `axis` at n places between the points `before` and `after`; weights: of `after`, to broadcast."""
+    blended: Floats = scores.take(before, axis)
+    rise = scores.take(after, axis)
+    rise -= blended
+    rise *= weights
+    blended += rise
+    return blended
 
 
 def _is_mixed(scores: Floats, winners: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """The load generator against a server that answers by rote: what it counts is what was sent."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.http_client import Answer, Connection, ConnectionLostError, join_chunks
-from benchmarks.load import Load, LoadResult, generate
+from benchmarks.load import Load, LoadResult, _Tally, generate
 from benchmarks.requests import Asked, build_request, get_request, read_photos
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +87,15 @@ async def test_every_good_answer_is_counted_and_one_of_each_photo_kept(photos: P
     assert result.client_cpu_s > 0
     for place in range(3):
         assert (tmp_path / "answers" / f"{place}.bin").read_bytes() == b"mask of " + PHOTO + bytes([place])
+
+
+def test_an_answer_counts_where_it_ends() -> None:
+    now, answer = time.perf_counter(), Answer(200, b"", b"mask")
+    under_way_at_the_start, too_early = _Tally(now - 1, now + 60), _Tally(now + 60, now + 120)
+    for tally in (under_way_at_the_start, too_early):
+        tally.count(0, now - 2, answer)
+    assert [len(tally.latencies["200"]) for tally in (under_way_at_the_start, too_early)] == [1, 0]
+    assert [tally.answered_in_all for tally in (under_way_at_the_start, too_early)] == [1, 1]
 
 
 async def test_refusals_are_told_apart_and_checked_for_retry_after(photos: Path) -> None:

@@ -120,7 +120,9 @@ def test_masks_are_compared_pixel_by_pixel(tmp_path: Path) -> None:
 
 def test_a_widened_unet_computes_the_same() -> None:
     torch.manual_seed(0)
-    source = UNet(UNetConfig(image_size=16, widths=(4, 6, 8))).eval()
+    source = UNet(UNetConfig(image_size=16, widths=(4, 6, 8), vote=True)).eval()
+    assert source.vote is not None
+    torch.nn.init.normal_(source.vote.weight)
     for module in source.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean)  # type: ignore[arg-type]

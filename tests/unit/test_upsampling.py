@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import letterbox as module
+from models import upsampling
 from models.letterbox import Letterbox
-from models.upsampling import enlarge_argmax
+from models.upsampling import enlarge_argmax, resize_argmax
 
 
 def plain(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -36,7 +37,19 @@ def assert_equal(mask: np.ndarray, enlarged: torch.Tensor) -> None:
 def test_equals_the_plain_resize(seed: int, classes: int, grid: tuple[int, int], more: tuple[int, int]) -> None:
     scores = torch.randn(classes, *grid, generator=torch.Generator().manual_seed(seed))
     height, width = grid[0] + more[0], grid[1] + more[1]
-    assert_equal(enlarge_argmax(scores.numpy(), height, width), plain(scores, height, width))
+    enlarged = plain(scores, height, width)
+    assert_equal(enlarge_argmax(scores.numpy(), height, width), enlarged)
+    assert_equal(resize_argmax(scores.numpy(), height, width), enlarged)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (40, 3), (3, 40), (1, 1), (16, 20), (157, 211)])
+@pytest.mark.parametrize("strip_pixels", [1, 300, 1 << 15])
+def test_any_size_in_any_strips_equals_the_plain_resize(
+    size: tuple[int, int], strip_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upsampling, "_STRIP_PIXELS", strip_pixels)
+    scores = torch.randn(3, 16, 20, generator=torch.Generator().manual_seed(0))
+    assert_equal(resize_argmax(scores.numpy(), *size), plain(scores, *size))
 
 
 def test_a_photo_of_12_megapixels_equals_the_plain_resize() -> None:
@@ -52,16 +65,18 @@ def test_a_photo_of_12_megapixels_equals_the_plain_resize() -> None:
 
 
 def test_no_border_no_work_and_ties_go_to_the_first_class() -> None:
-    scores = np.zeros((3, 4, 5), np.float32)
-    assert (enlarge_argmax(scores, 40, 50) == 0).all()
-    scores[2] = 1
-    assert (enlarge_argmax(scores, 40, 50) == 2).all()
+    for find_winners in (enlarge_argmax, resize_argmax):
+        scores = np.zeros((3, 4, 5), np.float32)
+        assert (find_winners(scores, 40, 50) == 0).all()
+        scores[2] = 1
+        assert (find_winners(scores, 40, 50) == 2).all()
 
 
 def test_a_class_that_wins_between_grid_points_only_is_found() -> None:
     # At the left point class 0 wins, at the right one class 2; class 1 is second at both and first halfway.
     scores = np.array([[[9, 0]], [[8, 8]], [[0, 9]]], np.float32)
     assert set(np.unique(enlarge_argmax(scores, 1, 100))) == {0, 1, 2}
+    assert set(np.unique(resize_argmax(scores, 1, 100))) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("original_size", [(1000, 20), (20, 1000), (100, 1000), (40, 4000)])
