@@ -1,10 +1,10 @@
-"""The class that wins at each pixel of bilinearly resized logits, in two ways that give the same. Called by letterbox.py.
+"""The class that wins at each pixel of bilinearly resized logits, in two ways that give the same.
 
-`resize_argmax` computes every pixel, a few rows at a time, so that all it touches stays in the cache; the resize of
-torch takes twice as long and more. On large photos `enlarge_argmax` computes only where the winner is not sure. A bilinear
+`resize_argmax` computes every pixel, a few rows at a time, so that all it touches stays in the cache: torch's resize
+takes twice as long and more. On large photos `enlarge_argmax` computes only where the winner is not sure. A bilinear
 value is a weighted mean of the four grid points around it. Where one class wins at all four, it wins at every pixel
 between them: the differences to the other classes are means of positive numbers. Only the cells that a border crosses
-are computed pixel by pixel, so a 12-megapixel mask costs little more than writing it.
+are computed pixel by pixel, so a 12-megapixel mask costs little more than writing it. Called by letterbox.py.
 """
 
 import numpy as np
