@@ -44,10 +44,11 @@ def ours(
     checkpoints: Path,
     settings: Mapping[str, str] | None = None,
     *,
+    model: str = NAME,
     body: str = "multipart",
     root: Path = ROOT,
 ) -> Contestant:
-    """Our server with its defaults but for `settings` (PETSEG_* variables)."""
+    """Our server with its defaults but for `settings` (PETSEG_* variables), asked for `model` of `checkpoints`."""
     given = dict(settings or {})
     shown = " ".join(f"{key}={value}" for key, value in given.items()) or "default settings"
     return Contestant(
@@ -56,7 +57,7 @@ def ours(
         precision,
         (sys.executable, "-m", "service", "serve", "--port", "{port}"),
         {"PETSEG_CHECKPOINTS": str(checkpoints)} | given,
-        Asked(f"/segment/{NAME}", body),
+        Asked(f"/segment/{model}", body),
         "/readyz",
         root=root,
     )
@@ -85,16 +86,18 @@ def settings_variants(checkpoints: Path) -> list[Contestant]:
     ]
 
 
-def our_variants(checkpoints: Path) -> list[Contestant]:
-    """Our server once for each precision that its settings know by name, in integers where `checkpoints` holds those,
-    and once asked with raw bodies."""
+def our_variants(checkpoint: Path) -> list[Contestant]:
+    """Our server once for each precision that its settings know by name, in integers where they lie beside
+    `checkpoint`, and once asked with raw bodies."""
+    folder, model = checkpoint.parent, checkpoint.stem
     precisions = [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
     variants = [
-        ours(f"petseg-{precision}", precision, checkpoints, {"PETSEG_PRECISION": precision}) for precision in precisions
+        ours(f"petseg-{precision}", precision, folder, {"PETSEG_PRECISION": precision}, model=model)
+        for precision in precisions
     ]
-    if (int8 := int8_path(checkpoints / f"{NAME}.safetensors")).is_file():
-        variants.append(ours("petseg-int8", INT8, int8.parent))
-    return [*variants, ours("petseg-raw", "bf16", checkpoints, {"PETSEG_PRECISION": "bf16"}, body="raw")]
+    if (int8 := int8_path(checkpoint)).is_file():
+        variants.append(ours("petseg-int8", INT8, int8.parent, model=model))
+    return [*variants, ours("petseg-raw", "bf16", folder, {"PETSEG_PRECISION": "bf16"}, model=model, body="raw")]
 
 
 def peers(python: Path, checkpoint: Path) -> list[Contestant]:

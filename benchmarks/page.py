@@ -8,7 +8,7 @@ from benchmarks.goals import Comparison, Goal, judge_peers, judge_scenarios, med
 from benchmarks.peers import CLIENTS
 from benchmarks.plots import PLAIN, plot_models, plot_peers, plot_raw
 from benchmarks.raw import FORWARD, PIPELINE, RawResult
-from benchmarks.results import Results
+from benchmarks.results import PeerResults, Results
 from benchmarks.serve import Row
 from benchmarks.statistics import median
 from benchmarks.study import NAME
@@ -35,16 +35,19 @@ def write_page(path: Path, found: Results) -> None:
         "shares the cores with the servers.",
         table(("machine", ""), found.machine.items()),
     ]
-    goals = (judge_peers(found.comparison) if found.comparison else []) + judge_scenarios(found.scenarios)
-    parts += ["## Goals", table(("goal", "wanted", "got", "met"), (_goal_cells(goal) for goal in goals))]
-    if found.comparison is not None:
-        plot_peers(pictures / "peers.png", found.comparison, CLIENTS)
-        parts += _peers_section(found, f"{pictures.name}/peers.png")
+    parts += ["## Goals"]
+    for judged in found.peers:
+        parts += [f"Against other servers, on `{judged.model}`:", _goals_table(judge_peers(judged.comparison))]
+    parts += ["By itself:", _goals_table(judge_scenarios(found.scenarios))]
+    for results in found.peers:
+        picture = f"peers-{results.model}.png"
+        plot_peers(pictures / picture, results.comparison, CLIENTS)
+        parts += _peers_section(results, f"{pictures.name}/{picture}")
     if found.serve:
         plot_models(pictures / "models.png", found.serve)
         parts += _serve_section(found.serve, f"{pictures.name}/models.png")
     if found.settings is not None:
-        parts += _settings_section(found.settings, found.contestants)
+        parts += _settings_section(found.settings, found.settings_summaries)
     if found.scenarios:
         parts.append("## Scenarios")
         rows = [
@@ -75,14 +78,17 @@ def _is_figure(text: str) -> bool:
     return not text or text[0].isdigit() or text in ("-", "not measured")
 
 
+def _goals_table(goals: Sequence[Goal]) -> str:
+    return table(("goal", "wanted", "got", "met"), map(_goal_cells, goals))
+
+
 def _goal_cells(goal: Goal) -> tuple[str, str, str, str]:
     verdict = {True: "yes", False: "**no**", None: "-"}[goal.is_met]
     return goal.name, goal.wanted, goal.got, verdict
 
 
-def _peers_section(found: Results, picture: str) -> list[str]:
+def _peers_section(found: PeerResults, picture: str) -> list[str]:
     comparison = found.comparison
-    assert comparison is not None
     rows = []
     for name in dict.fromkeys(turn.contestant for turn in comparison.turns):
         rates = [f"{median_of(comparison, name, clients, lambda row: row.rate):.0f}" for clients in CLIENTS]
@@ -122,8 +128,8 @@ def _peers_section(found: Results, picture: str) -> list[str]:
         for precision, streams, batch_size in sorted(by_run)
     ]
     return [
-        "## Against other servers",
-        f"The same weights ({NAME}: UNet of base 32 at 128 px) and the same task: photos of about 100 KB as multipart, "
+        f"## Against other servers: `{found.model}`",
+        f"The same weights ({found.summary.rstrip('.')}) and the same task: photos of about 100 KB as multipart, "
         f"the mask back as PNG. Medians of {comparison.alternations} alternations. The peers get our own decoding, "
         "resizing and PNG encoding: what differs is the serving, and the engine.",
         f"![rates]({picture})",

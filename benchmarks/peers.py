@@ -15,7 +15,6 @@ from benchmarks.processes import ServerFailedError, run_server
 from benchmarks.raw import PIPELINE, RawResult, raw_grid, run_raw
 from benchmarks.requests import read_photos
 from benchmarks.serve import Case, Row, put
-from benchmarks.study import NAME
 from models.letterbox import Array
 
 CLIENTS = (1, 8, 32)
@@ -73,7 +72,7 @@ def alternate(contestants: Sequence[Contestant], plan: Plan) -> Iterator[Turn | 
 
 def take_turn(contestant: Contestant, alternation: int, plan: Plan, reference: list[Array]) -> Turn:
     """Start the contestant, put every number of clients on it, compare its masks, end it."""
-    case = Case(NAME, contestant.asked, plan.photos, 1)
+    case = Case(plan.checkpoint.stem, contestant.asked, plan.photos, 1)
     answers = plan.answers / contestant.name
     with run_server(contestant.command, contestant.environment, contestant.ready_path, root=contestant.root) as server:
         rows = tuple(

@@ -16,6 +16,20 @@ from benchmarks.serve import Row
 
 
 @dataclass(frozen=True)
+class PeerResults:
+    """Our server and its peers on one model."""
+
+    model: str
+    summary: str
+    """What the model is, by its card."""
+    comparison: Comparison
+    contestants: dict[str, str]
+    """Summary by contestant."""
+    absent: list[str]
+    """Who did not take part, and why."""
+
+
+@dataclass(frozen=True)
 class Results:
     """All that the page shows; what was not measured is empty."""
 
@@ -26,12 +40,9 @@ class Results:
     edges: list[EdgeRow]
     settings: Comparison | None
     """Our server under several settings."""
-    comparison: Comparison | None
-    """Our server and its peers."""
-    contestants: dict[str, str]
-    """Summary by contestant, of both comparisons."""
-    absent: list[str]
-    """Who did not take part, and why."""
+    settings_summaries: dict[str, str]
+    peers: list[PeerResults]
+    """The study's model first."""
 
 
 def write_results(folder: Path, command: str, found: Mapping[str, Any]) -> None:
@@ -43,25 +54,27 @@ def write_results(folder: Path, command: str, found: Mapping[str, Any]) -> None:
 
 def read_results(folder: Path) -> Results:
     """What the commands left in `folder`."""
-    names = ("raw", "serve", "scenarios", "edges", "settings", "peers")
-    raw, serve, scenarios, edges, settings, peers = (_read(folder / f"{name}.json") for name in names)
-    machines = [found["machine"] for found in (raw, serve, scenarios, edges, settings, peers) if found]
+    names = ("raw", "serve", "scenarios", "edges", "settings")
+    raw, serve, scenarios, edges, settings = (_read(folder / f"{name}.json") for name in names)
+    peers = {path.stem.removeprefix("peers-"): _read(path) for path in sorted(folder.glob("peers-*.json"))}
+    everything = [raw, serve, scenarios, edges, settings, *peers.values()]
+    machines = [found["machine"] | found.get("versions", {}) for found in everything if found]
     return Results(
-        machine=(machines[-1] if machines else describe_machine()) | peers.get("versions", {}),
+        machine=machines[-1] if machines else describe_machine(),
         raw=[RawResult(**each) for each in raw.get("results", [])],
         serve=[Row(**each) for each in serve.get("rows", [])],
         scenarios=scenarios.get("scenarios", {}),
         edges=[EdgeRow(**each) for each in edges.get("rows", [])],
-        settings=_read_comparison(settings),
-        comparison=_read_comparison(peers),
-        contestants=settings.get("contestants", {}) | peers.get("contestants", {}),
-        absent=peers.get("absent", []),
+        settings=_read_comparison(settings) if settings else None,
+        settings_summaries=settings.get("contestants", {}),
+        peers=[
+            PeerResults(model, found["model"], _read_comparison(found), found["contestants"], found["absent"])
+            for model, found in peers.items()
+        ],
     )
 
 
-def _read_comparison(found: dict[str, Any]) -> Comparison | None:
-    if not found:
-        return None
+def _read_comparison(found: dict[str, Any]) -> Comparison:
     turns = [Turn(**(turn | {"rows": tuple(Row(**row) for row in turn["rows"])})) for turn in found["turns"]]
     raw = [RawResult(**each) for each in found["raw"]]
     return Comparison(turns, raw, found["alternations"], found["cores"])

@@ -1,5 +1,6 @@
 """The study task: a UNet of base 32 at 128 px, as a checkpoint that every contestant loads."""
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from models.architectures import get_architecture
 from models.architectures.unet import UNet, UNetConfig
 from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, load_checkpoint, read_card, save_checkpoint
+from models.engine import takes_prompt
 from training.official_layout import read_records
 from training.quantize import quantize
 from training.synthetic import generate
@@ -43,17 +45,26 @@ def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple
     return path
 
 
-def int8_path(study: Path) -> Path:
-    """Where the study's network in 8-bit integers lies, under the same name, so that it is asked for alike."""
-    return study.parent / INT8 / study.name
+def copy_shipped_checkpoint(folder: Path, model: str) -> Path:
+    """A shipped checkpoint alone in `folder`. Raises ValueError for one that is not there, or that wants prompts."""
+    source = CHECKPOINT_FOLDER / f"{model}.safetensors"
+    if not source.is_file() or takes_prompt(load_checkpoint(source).model):
+        raise ValueError(f"got model {model}, wanted {NAME} or a shipped one that takes no prompt")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(source, folder))
 
 
-def write_int8_checkpoint(study: Path, photos: int = 96) -> Path:
-    """The checkpoint `study` in 8-bit integers, calibrated on drawn animals; made where it is not there yet.
+def int8_path(checkpoint: Path) -> Path:
+    """Where the same network in 8-bit integers lies, under the same name, so that it is asked for alike."""
+    return checkpoint.parent / INT8 / checkpoint.name
+
+
+def write_int8_checkpoint(checkpoint: Path, photos: int = 96) -> Path:
+    """`checkpoint` in 8-bit integers, calibrated on drawn animals; made where it is not there yet.
 
     Raises ValueError where NNCF is missing.
     """
-    path, source = int8_path(study), load_checkpoint(study)
+    path, source = int8_path(checkpoint), load_checkpoint(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and (made := read_card(path).quantization) and made.source == source.digest:
         return path

@@ -27,11 +27,11 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def run(out: Path, command: str, *words: str) -> dict[str, Any]:
-    """The results of a smoke run."""
+def run(out: Path, command: str, *words: str, file: str | None = None) -> dict[str, Any]:
+    """The results of a smoke run, which bear the command's name unless told."""
     done = CliRunner().invoke(app, [command, "--smoke", "--out", str(out), *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    found: dict[str, Any] = json.loads((out / f"{command}.json").read_text())
+    found: dict[str, Any] = json.loads((out / f"{file or command}.json").read_text())
     assert found["machine"]["torch"]
     return found
 
@@ -64,7 +64,7 @@ def test_scenarios(out: Path) -> None:
 def test_peers_and_the_page(out: Path, tmp_path: Path) -> None:
     """FastAPI takes part everywhere; the others where their environment is made."""
     words = ["--only", "petseg-fp32,fastapi-fp32,litserve", "--no-install", "--peers-folder", str(tmp_path / "none")]
-    found = run(out, "peers", *words)
+    found = run(out, "peers", *words, file="peers-study")
     turns = {turn["contestant"]: turn for turn in found["turns"]}
     assert set(turns) == {"petseg-fp32", "fastapi-fp32"}
     assert found["absent"] == ["litserve did not take part: litserve is not installed."]
@@ -73,6 +73,20 @@ def test_peers_and_the_page(out: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["page", "--out", str(out), "--page", str(page)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "fastapi-fp32" in page.read_text()
+
+
+def test_peers_of_a_shipped_model(out: Path, tmp_path: Path) -> None:
+    words = ["--model", "autoencoder", "--only", "petseg-raw", "--no-install", "--peers-folder", str(tmp_path / "none")]
+    found = run(out, "peers", *words, file="peers-autoencoder")
+    assert [row["model"] for turn in found["turns"] for row in turn["rows"]] == ["autoencoder"]
+    assert found["turns"][0]["same_pixels"] > 0.9
+    assert "utoencoder" in found["model"]
+
+
+@pytest.mark.parametrize("model", ["clip", "nothing"])
+def test_peers_take_no_prompts(out: Path, model: str) -> None:
+    with pytest.raises(ValueError, match=f"got model {model}, wanted study or a shipped one that takes no prompt"):
+        CliRunner().invoke(app, ["peers", "--smoke", "--out", str(out), "--model", model], catch_exceptions=False)
 
 
 def test_an_unknown_contestant_is_told(out: Path) -> None:

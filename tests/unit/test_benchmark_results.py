@@ -85,10 +85,15 @@ def test_results_come_back_and_make_a_page(comparison: Comparison, tmp_path: Pat
     write_results(tmp_path, "serve", {"rows": rows})
     write_results(tmp_path, "scenarios", {"scenarios": {"start": {"seconds": 7.5}}})
     found = {"turns": comparison.turns, "raw": comparison.raw, "alternations": 3, "cores": 2}
-    write_results(tmp_path, "peers", found | {"contestants": {"litserve": "tuned"}, "absent": ["ray is missing."]})
+    found |= {"contestants": {"litserve": "tuned"}, "absent": ["ray is missing."]}
+    write_results(tmp_path, "peers-study", found | {"model": "A UNet."})
+    write_results(tmp_path, "peers-timm_unet", found | {"model": "Another.", "versions": {"litserve": "9.9"}})
     assert json.loads((tmp_path / "raw.json").read_text())["machine"]["Python"]
     results = read_results(tmp_path)
-    assert results.comparison == comparison
+    assert [(each.model, each.comparison) for each in results.peers] == [
+        ("study", comparison),
+        ("timm_unet", comparison),
+    ]
     assert results.serve == rows
     page = tmp_path / "docs" / "benchmarks.md"
     page.parent.mkdir()
@@ -97,8 +102,12 @@ def test_results_come_back_and_make_a_page(comparison: Comparison, tmp_path: Pat
     assert "| `litserve`: tuned | 100 | 100 | 100 | 20.0 |" in text
     assert "| seconds from start to ready, all shipped models, nothing kept from before | <= 15 | 7.50 | yes |" in text
     assert "ray is missing." in text
+    assert "| litserve | 9.9 |" in text
+    assert "The same weights (Another) and the same task" in text
     assert "| `study` | forward alone | bf16 | 1 | 8 | 321 | 3.0 |" in text
-    pictures = [tmp_path / "docs" / "benchmarks" / f"{name}.png" for name in ("peers", "models", "raw")]
+    pictures = [
+        tmp_path / "docs" / "benchmarks" / f"{name}.png" for name in ("peers-study", "peers-timm_unet", "models", "raw")
+    ]
     assert all(f"benchmarks/{path.name}" in text and path.stat().st_size < 100_000 for path in pictures)
 
 
