@@ -351,6 +351,9 @@ def robustness(
     split: Split = "test",
     limit: Limit = None,
     example: Annotated[str | None, typer.Option(help="Photo of the strips; the largest where left out.")] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="An earlier robustness.json: its other models are shown as they were.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Score checkpoints on photos distorted in eight ways at five strengths: table, curves, example strips."""
@@ -367,6 +370,10 @@ def robustness(
     shown = rob.find_record(data, rob.common_records(loaded, data, split) if example else records, example)
     on = torch.device(device)
     results = [rob.measure(checkpoint, data, records, device=on) for checkpoint in loaded]
+    if beside is not None:
+        anew = {result.model for result in results}
+        earlier = rob.read_tables(beside, split, results[0].photos)
+        results = [each for each in earlier if each.model not in anew] + results
     rob.write_tables(results, split, out)
     rob.draw_curves(results, out)
     for checkpoint in loaded:

@@ -139,6 +139,21 @@ def write_tables(results: Sequence[Robustness], split: str, out: Path) -> None:
                 writer.writerow((result.model, result.protocol, *row))
 
 
+def read_tables(path: Path, split: str, photos: int) -> list[Robustness]:
+    """The results in a robustness.json. Raises ValueError where it is of another split or number of photos."""
+    report = json.loads(path.read_text())
+    results = [
+        Robustness(name, each["protocol"], each["classes"], each["photos"], each["mean_iou"])
+        for name, each in report["models"].items()
+    ]
+    if report["split"] != split or any(result.photos != photos for result in results):
+        raise ValueError(
+            f"{path}: got {sorted({result.photos for result in results})} photos of {report['split']}, wanted the "
+            f"{photos} of {split} that are measured now"
+        )
+    return results
+
+
 def draw_curves(results: Sequence[Robustness], out: Path) -> None:
     """All corruptions on one page, and each alone; every model in each."""
     columns = 4

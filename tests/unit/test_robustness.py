@@ -14,7 +14,16 @@ from training.corruptions import CORRUPTIONS, SEVERITIES
 from training.evaluate import evaluate
 from training.metrics import mean_iou
 from training.official_layout import read_records
-from training.robustness import Robustness, animal_iou, common_records, draw_strips, find_record, measure
+from training.robustness import (
+    Robustness,
+    animal_iou,
+    common_records,
+    draw_strips,
+    find_record,
+    measure,
+    read_tables,
+    write_tables,
+)
 
 
 def test_the_clean_score_is_the_evaluated_one(unet: Checkpoint, raw_pets: Path) -> None:
@@ -94,6 +103,29 @@ def test_one_command_for_all_models(unet: Checkpoint, checkpoint_folder: Path, r
     assert blur == report["models"]["unet"]["mean_iou"]["gaussian_blur"]
     pictures = {"curves.png", "curves.svg", "unet-strips.png", "second-strips.png", *(f"{c}.png" for c in CORRUPTIONS)}
     assert {path.name for path in out.iterdir()} == {"robustness.json", "robustness.csv", *pictures}
+
+
+def test_models_measured_before_stay_beside(checkpoint_folder: Path, raw_pets: Path, tmp_path: Path) -> None:
+    before = tmp_path / "robustness.json"
+    curves = {name: (0.75,) * len(SEVERITIES) for name in CORRUPTIONS}
+    write_tables([Robustness(name, "image", 3, 3, curves) for name in ("unet", "other")], "test", tmp_path)
+    words = [
+        "robustness",
+        str(checkpoint_folder / "unet.safetensors"),
+        "--data",
+        str(raw_pets),
+        "--beside",
+        str(before),
+    ]
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, [*words, "--out", str(out), "--limit", "3"])
+    assert result.exit_code == 0, result.output
+    models = json.loads((out / "robustness.json").read_text())["models"]
+    assert [*models] == ["other", "unet"]
+    assert models["other"] == json.loads(before.read_text())["models"]["other"]
+    assert models["unet"]["mean_iou"] != models["other"]["mean_iou"]
+    with pytest.raises(ValueError, match=r"got \[3\] photos of test, wanted the 2 of validation"):
+        read_tables(before, "validation", 2)
 
 
 def test_two_models_of_one_name_are_refused(checkpoint_folder: Path, tmp_path: Path) -> None:
