@@ -109,16 +109,9 @@ def test_models_measured_before_stay_beside(checkpoint_folder: Path, raw_pets: P
     before = tmp_path / "robustness.json"
     curves = {name: (0.75,) * len(SEVERITIES) for name in CORRUPTIONS}
     write_tables([Robustness(name, "image", 3, 3, curves) for name in ("unet", "other")], "test", tmp_path)
-    words = [
-        "robustness",
-        str(checkpoint_folder / "unet.safetensors"),
-        "--data",
-        str(raw_pets),
-        "--beside",
-        str(before),
-    ]
-    out = tmp_path / "out"
-    result = CliRunner().invoke(app, [*words, "--out", str(out), "--limit", "3"])
+    out, unet = tmp_path / "out", checkpoint_folder / "unet.safetensors"
+    words = ["robustness", unet, "--data", raw_pets, "--beside", before, "--out", out, "--limit", 3]
+    result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 0, result.output
     models = json.loads((out / "robustness.json").read_text())["models"]
     assert [*models] == ["other", "unet"]
