@@ -26,7 +26,8 @@ _STRIP_PIXELS = 1 << 20
 """Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
 
 _LARGE_PIXELS = 1 << 21
-"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay."""
+"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay. Photos of more pixels
+are not copied to be resized."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Letterbox:
             raise ValueError(f"got an image of mode {image.mode}, wanted RGB; pass it through decode_image first")
         height, width = self.content_size
         top, left = self.offset
-        content = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        content = _resize_photo(image, height, width)
         square = np.empty((self.image_size, self.image_size, 3), np.uint8)
         square[:] = _mean_colour(content)
         square[top : top + height, left : left + width] = content
@@ -111,6 +112,20 @@ class Letterbox:
             yield self.restore_logits(logits)
         else:
             yield from _resize_in_strips(self.crop(logits).float(), height, width, rows)
+
+
+def _resize_photo(photo: Image.Image, height: int, width: int) -> Array:
+    """RGB photo -> [height, width, 3] uint8, bilinear with antialiasing.
+
+    Pillow's way (a triangle as wide as the reduction) by torch, which does it in vectors of bytes: within 1 of Pillow's
+    values, in a third of the time. Large photos stay with Pillow, which needs no copies of them.
+    """
+    if photo.width * photo.height > _LARGE_PIXELS:
+        return np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR))
+    planes = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]  # [1, 3, H, W], channels last in memory
+    resized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    resized_photo: Array = resized[0].permute(1, 2, 0).numpy()
+    return resized_photo
 
 
 def _mean_colour(content: Array) -> Array:

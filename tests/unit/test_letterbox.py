@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -62,6 +62,18 @@ def test_strips_are_the_plain_resize(monkeypatch: pytest.MonkeyPatch) -> None:
     strips = list(letterbox.restore_strips(logits))
     assert len(strips) > 9
     torch.testing.assert_close(torch.cat(strips, dim=1), plain)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_photos_are_resized_as_pillow_does(height: int, width: int, side: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    letterbox = Letterbox((height, width), side)
+    (content_height, content_width), (top, left) = letterbox.content_size, letterbox.offset
+    square = letterbox.apply_image(Image.fromarray(pixels))
+    content = square[top : top + content_height, left : left + content_width].astype(int)
+    wanted = Image.fromarray(pixels).resize((content_width, content_height), Image.Resampling.BILINEAR)
+    assert np.abs(content - np.asarray(wanted).astype(int)).max() <= 1
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))
