@@ -26,8 +26,8 @@ _STRIP_PIXELS = 1 << 20
 """Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
 
 _LARGE_PIXELS = 1 << 21
-"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay. Larger photos are not
-copied to be resized."""
+"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay. Larger photos are
+not copied to be resized."""
 
 
 @dataclass(frozen=True)
