@@ -33,6 +33,8 @@ class EngineOptions:
     """Whether the torch engine hands its networks to `torch.compile`."""
     streams: int = 1
     threads: int = 1
+    alone_threads: int = 0
+    """Of a batch while no other runs, under OpenVINO; up to `threads` is no difference."""
     cache_folder: Path | None = None
 
 
@@ -53,7 +55,7 @@ class EngineBuilder:
             raise EngineError("got openvino, which is not installed; pip install 'petseg[openvino]', or take torch")
         if options.engine != "torch" and is_cpu and is_installed:
             precision = _precision(options.precision, openvino_graph.has_native_bf16())
-            graph_options = GraphOptions(precision, options.streams, options.threads)
+            graph_options = GraphOptions(precision, options.streams, options.threads, options.alone_threads)
             self._compiler = OpenVinoCompiler(graph_options, GraphFolder(options.cache_folder))
 
     def build(self, checkpoint: Checkpoint) -> Engine:

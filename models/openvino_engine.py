@@ -11,7 +11,7 @@ from models.base import Features, SegmentationModel
 from models.checkpoint import Checkpoint
 from models.engine import DecodeGraph, EncodeGraph, Engine, example_images, example_prompts, takes_prompt
 from models.folding import fold_batch_norms, has_batch_norms
-from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, graph_key, load_graph
+from models.openvino_graph import Graph, GraphFolder, GraphOptions, Occupancy, convert, graph_key, load_graph
 from models.prompts import PromptTensors
 
 
@@ -19,10 +19,17 @@ class OpenVinoEngine(Engine):
     """Both halves as graphs; prompts are embedded by torch, and what embeds them stays float32."""
 
     def __init__(
-        self, model: SegmentationModel, encoder: Graph, decoder: Graph | None, numbers: str, encoder_digest: str | None
+        self,
+        model: SegmentationModel,
+        encoder: Graph,
+        decoder: Graph | None,
+        numbers: str,
+        encoder_digest: str | None,
+        occupancy: Occupancy,
     ) -> None:
         """decoder: None for image-only models. numbers: what the layers compute in, for `name`."""
         super().__init__(model, torch.device("cpu"))
+        self._occupancy = occupancy
         self._encoder = encoder
         self._decoder = decoder
         self._numbers = numbers
@@ -46,6 +53,12 @@ class OpenVinoEngine(Engine):
             embedded = self.model.embed_prompt(features, prompt)
         return self._decoder(*features, *embedded.values())[0]
 
+    def warm_up(self, batch_size: int) -> None:
+        """As any engine's, once alone and once as if another pass were under way."""
+        super().warm_up(batch_size)
+        with self._occupancy.enter():
+            super().warm_up(batch_size)
+
 
 class OpenVinoCompiler:
     """Makes engines; networks with one encoder share its graph for as long as one of them lives."""
@@ -53,6 +66,7 @@ class OpenVinoCompiler:
     def __init__(self, options: GraphOptions, folder: GraphFolder) -> None:
         self.options = options
         self.folder = folder
+        self._occupancy = Occupancy()
         self._encoders: WeakValueDictionary[str, Graph] = WeakValueDictionary()
 
     def compile(self, checkpoint: Checkpoint) -> OpenVinoEngine:
@@ -64,7 +78,8 @@ class OpenVinoCompiler:
         shared = graphs["encode"].digest if "encode" in graphs else model.encoder_digest()
         encoder = self._shared(shared or checkpoint.digest, lambda: self._encoder(checkpoint))
         decoder = self._compiled(self._decoder(checkpoint)) if takes_prompt(model) else None
-        return OpenVinoEngine(model, encoder, decoder, "int8" if graphs else self.options.precision, shared)
+        numbers = "int8" if graphs else self.options.precision
+        return OpenVinoEngine(model, encoder, decoder, numbers, shared, self._occupancy)
 
     def _encoder(self, checkpoint: Checkpoint) -> Any:
         if "encode" in checkpoint.graphs:
@@ -86,7 +101,7 @@ class OpenVinoCompiler:
         return encoder
 
     def _compiled(self, graph: Any) -> Graph:
-        return Graph(graph, self.options)
+        return Graph(graph, self.options, self._occupancy)
 
 
 def convert_encoder(model: SegmentationModel, name: str) -> Any:

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import deque
@@ -74,26 +75,68 @@ class GraphOptions:
     """Batches that may run side by side."""
     threads: int
     """Threads of each."""
+    alone_threads: int = 0
+    """Threads of a batch while no other runs; up to `threads` is no difference."""
+
+
+class Occupancy:
+    """How many passes are under way on the CPU, over all graphs that share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[bool]:
+        """Count a pass in for the block; gives whether it was alone when it began."""
+        with self._lock:
+            self._running += 1
+            is_alone = self._running == 1
+        try:
+            yield is_alone
+        finally:
+            with self._lock:
+                self._running -= 1
 
 
 class Graph:
-    """A compiled graph. Several threads may call it at once; up to `streams` of them run."""
+    """A compiled graph. Several threads may call it at once; up to `streams` of them run.
 
-    def __init__(self, model: Any, options: GraphOptions) -> None:
+    One with `alone_threads` is compiled twice: side by side, passes of one thread each get most out of the cores; a
+    single caller waits less for one pass on all of them.
+    """
+
+    def __init__(self, model: Any, options: GraphOptions, occupancy: Occupancy | None = None) -> None:
+        """occupancy: shared with the graphs that run on the same cores; where left out this graph has them alone."""
+        self._occupancy = occupancy or Occupancy()
+        self._beside = _Compiled(model, options.precision, options.streams, options.threads)
+        self._alone = self._beside
+        if options.alone_threads > options.threads:
+            self._alone = _Compiled(model, options.precision, 1, options.alone_threads)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for `tensors`, rows of any one number, float32 on the CPU."""
+        with self._occupancy.enter() as is_alone:
+            return (self._alone if is_alone else self._beside)(*tensors)
+
+
+class _Compiled:
+    """A graph compiled for so many streams, with the requests that are idle."""
+
+    def __init__(self, model: Any, precision: Precision, streams: int, threads: int) -> None:
         self._compiled = core().compile_model(
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": "bf16" if options.precision is Precision.BF16 else "f32",
-                "NUM_STREAMS": options.streams,
-                "INFERENCE_NUM_THREADS": options.streams * options.threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32",
+                "NUM_STREAMS": streams,
+                "INFERENCE_NUM_THREADS": streams * threads,
                 "ENABLE_CPU_PINNING": False,  # others run on these cores too
             },
         )
         self._idle: deque[Any] = deque()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for `tensors`, rows of any one number, float32 on the CPU."""
         arrays = [tensor.contiguous().numpy() for tensor in tensors]
         try:
             request = self._idle.pop()  # the one used last: its buffers are still in the caches

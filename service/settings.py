@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     """Batches that may run side by side, of all models; 0 is one per CPU, and on a GPU two: one is made up while the
     other runs."""
     stream_threads: int = Field(0, ge=0)
-    """Threads of each on a CPU; 0 divides the CPUs among the streams."""
+    """Threads of each on a CPU; 0 divides the CPUs among the streams, and lets one that runs alone have up to four."""
     image_threads: int = Field(0, ge=0, le=256)
     """Threads that decode photos and draw answers; 0 is one per CPU."""
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from models import openvino_graph
 from models.engine import EngineError, Precision
-from models.openvino_graph import Graph, GraphFolder, GraphOptions, convert, load_graph, store_graph
+from models.openvino_graph import Graph, GraphFolder, GraphOptions, Occupancy, convert, load_graph, store_graph
 from models.stored_graph import StoredGraph
 
 ONE = GraphOptions(Precision.FP32, streams=1, threads=1)
@@ -101,6 +102,36 @@ def test_several_threads_get_their_own_answers(converted: Any) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_pass_that_is_alone_gets_more_threads_and_gives_the_same(
+    converted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    run = openvino_graph._Compiled.__call__
+
+    def note(compiled: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        threads.append(compiled._compiled.get_property("INFERENCE_NUM_THREADS"))
+        return run(compiled, *tensors)
+
+    monkeypatch.setattr(openvino_graph._Compiled, "__call__", note)
+    occupancy = Occupancy()
+    graph = Graph(converted, GraphOptions(Precision.FP32, streams=1, threads=1, alone_threads=2), occupancy)
+    inputs = example(2)
+    alone = graph(*inputs)[0]
+    with occupancy.enter() as is_alone:  # another graph's pass
+        assert is_alone
+        beside = graph(*inputs)[0]
+    assert threads == [2, 1]
+    torch.testing.assert_close(alone, beside)
+
+
+def test_what_fails_is_no_longer_counted() -> None:
+    occupancy = Occupancy()
+    with suppress(ZeroDivisionError), occupancy.enter():
+        _ = 1 / 0
+    with occupancy.enter() as first, occupancy.enter() as second:
+        assert (first, second) == (True, False)
 
 
 def test_answers_outlive_the_next_question(converted: Any) -> None:
