@@ -31,8 +31,8 @@ def write_page(path: Path, found: Results) -> None:
     pictures = path.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [
-        "# Benchmarks\n\nWritten by `python -m benchmarks all`; every figure was taken in that run. The load generator "
-        "shares the cores with the servers.",
+        "# Benchmarks\n\nWritten by `python -m benchmarks page` from what the other commands measured; "
+        "`python -m benchmarks all` does everything. The load generator shares the cores with the servers.",
         table(("machine", ""), found.machine.items()),
     ]
     parts += ["## Goals"]

@@ -99,6 +99,11 @@ def export(
         typer.echo(f"wrote {graph.path} ({size_mb:.1f} MB), within {graph.largest_difference:.1g} of torch")
 
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may hold the interpreter while another waits. Python's own 5 ms are half a forward pass: the
+device's threads would often stand still behind the event loop."""
+
+
 def run_server(
     service_app: FastAPI, settings: Settings, listener: socket.socket, on_start: Callable[[], None] | None = None
 ) -> None:
@@ -106,6 +111,7 @@ def run_server(
 
     Raises PortError where a port cannot be had.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = Server(service_app, server_config(service_app, settings), open_operation_port(settings), on_start)
     try:
         server.run(sockets=[listener])
