@@ -96,9 +96,8 @@ class Vote(nn.Conv2d):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__(channels, classes, 1)
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs.mean((2, 3), keepdim=True))

@@ -26,8 +26,10 @@ _STRIP_PIXELS = 1 << 20
 """Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
 
 _LARGE_PIXELS = 1 << 21
-"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay. Larger photos are
-not copied to be resized."""
+"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay."""
+
+_MOST_COPIED_PIXELS = 1 << 21
+"""A photo of more is resized without a copy of it: two of a large one would weigh more than the time they save."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _resize_photo(photo: Image.Image, height: int, width: int) -> Array:
     Pillow's way (a triangle as wide as the reduction) by torch, which does it in vectors of bytes: within 1 of Pillow's
     values, in a third of the time. Large photos stay with Pillow, which needs no copies of them.
     """
-    if photo.width * photo.height > _LARGE_PIXELS:
+    if photo.width * photo.height > _MOST_COPIED_PIXELS:
         return np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR))
     planes = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]  # [1, 3, H, W], channels last in memory
     resized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
@@ -129,8 +131,10 @@ def _resize_photo(photo: Image.Image, height: int, width: int) -> Array:
 
 
 def _mean_colour(content: Array) -> Array:
-    """Rounded mean of [h, w, 3]: [3] uint8. As a product with ones: numpy's own mean over short rows takes six times as
-    long."""
+    """Rounded mean of [h, w, 3] uint8: [3] uint8.
+
+    As a product with ones: numpy's own mean over rows of three numbers takes ten times as long.
+    """
     pixels = content.reshape(-1, 3).astype(np.float64)
     return np.rint(np.ones(len(pixels)) @ pixels / len(pixels)).astype(np.uint8)
 

@@ -167,13 +167,13 @@ def create_engine_builder(device: torch.device, settings: Settings, alone_thread
     alone_threads: of a forward pass on a CPU while no other runs.
     """
     options = EngineOptions(
-        settings.engine,
-        settings.precision,
-        settings.compile,
-        settings.streams,
-        settings.stream_threads,
-        alone_threads,
-        settings.engine_cache,
+        engine=settings.engine,
+        precision=settings.precision,
+        compiles=settings.compile,
+        streams=settings.streams,
+        threads=settings.stream_threads,
+        alone_threads=alone_threads,
+        cache_folder=settings.engine_cache,
     )
     try:
         return EngineBuilder(device, options)

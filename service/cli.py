@@ -28,6 +28,10 @@ from service.settings import Settings, SettingsError, read_settings, variable
 
 logger = logging.getLogger("petseg.cli")
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may hold the interpreter while another waits. Python's own 5 ms are half a forward pass: the
+device's threads would often stand still behind the event loop."""
+
 
 class PortError(OSError):
     """A port that cannot be listened on; says in one line which, why, and what to do."""
@@ -97,11 +101,6 @@ def export(
     for graph in exported:
         size_mb = graph.path.stat().st_size / 1e6
         typer.echo(f"wrote {graph.path} ({size_mb:.1f} MB), within {graph.largest_difference:.1g} of torch")
-
-
-SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may hold the interpreter while another waits. Python's own 5 ms are half a forward pass: the
-device's threads would often stand still behind the event loop."""
 
 
 def run_server(

@@ -368,12 +368,10 @@ def robustness(
     records = rob.common_records(loaded, data, split, limit)
     # Found before the hours of measuring: a mistyped name is said at once.
     shown = rob.find_record(data, rob.common_records(loaded, data, split) if example else records, example)
+    earlier = rob.read_tables(beside, split, len(records)) if beside is not None else []
     on = torch.device(device)
-    results = [rob.measure(checkpoint, data, records, device=on) for checkpoint in loaded]
-    if beside is not None:
-        anew = {result.model for result in results}
-        earlier = rob.read_tables(beside, split, results[0].photos)
-        results = [each for each in earlier if each.model not in anew] + results
+    kept = [each for each in earlier if each.model not in {checkpoint.name for checkpoint in loaded}]
+    results = kept + [rob.measure(checkpoint, data, records, device=on) for checkpoint in loaded]
     rob.write_tables(results, split, out)
     rob.draw_curves(results, out)
     for checkpoint in loaded:

@@ -101,26 +101,37 @@ class RunState:
     def begin_after(self, earlier: Checkpoint, model: SegmentationModel) -> None:
         """Count the stages that a checkpoint of this recipe has seen as done, and take its weights.
 
-        Whole submodules that it does not have keep their first weights. Raises ValueError where it was trained by other
-        stages, or holds what `model` does not.
+        Whole submodules that it does not have keep their first weights. Raises ValueError where it was not trained by
+        this recipe's first stages on the same part of the photos, leaves none to train, or does not fit `model`.
         """
-        done = earlier.card.training.get("stages", [])
-        sizes = (earlier.card.config["image_size"], model.config.image_size)
-        planned = [_comparable(stage.model_dump(mode="json"), sizes[1]) for stage in self.config.stages[: len(done)]]
-        if earlier.card.architecture != self.config.architecture or planned != [_comparable(s, sizes[0]) for s in done]:
+        stages = earlier.card.training.get("stages", [])
+        if not self._begins_with(earlier, stages, model.config.image_size):
             raise ValueError(
                 f"got {earlier.name}, an {earlier.card.architecture} after the stages "
-                f"{', '.join(stage['name'] for stage in done) or '(none)'}; wanted an {self.config.architecture} after "
-                "the first stages of this recipe"
+                f"{', '.join(stage['name'] for stage in stages) or '(none)'}; wanted an {self.config.architecture} "
+                "after some of the first stages of this recipe, under its seed and validation_fraction, and in weights"
             )
         weights, own = earlier.model.state_dict(), model.state_dict()
-        known = {name.split(".")[0] for name in weights}
-        for name in weights | {name: tensor for name, tensor in own.items() if name.split(".")[0] in known}:
+        parts = {name.split(".")[0] for name in weights}
+        for name in sorted(weights.keys() | {name for name in own if name.split(".")[0] in parts}):
             if name not in weights or name not in own or weights[name].shape != own[name].shape:
                 raise ValueError(f"got {earlier.name}, whose weights do not fit this recipe's network in {name}")
         model.load_state_dict(weights, strict=False)
         self.best = own_weights(model)
-        self.progress = Progress(stage=len(done))
+        self.progress = Progress(stage=len(stages))
+
+    def _begins_with(self, earlier: Checkpoint, stages: list[dict[str, Any]], image_size: int) -> bool:
+        card, config = earlier.card, self.config
+        if card.architecture != config.architecture or earlier.graphs or not 0 < len(stages) < len(config.stages):
+            return False
+        # Other photos would be held back for validation: the earlier stages would have trained on some of them.
+        validation_fraction = card.training.get("data", {}).get("validation_fraction")
+        if (card.seed, validation_fraction) != (config.seed, config.data.validation_fraction):
+            return False
+        planned = [stage.model_dump(mode="json") for stage in config.stages[: len(stages)]]
+        return [_comparable(stage, image_size) for stage in planned] == [
+            _comparable(stage, card.config["image_size"]) for stage in stages
+        ]
 
     def _agrees(self, config_json: str, begun: int) -> bool:
         # Compared as configs: a setting that came with a newer version stands at its default in the older file.

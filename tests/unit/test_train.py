@@ -140,21 +140,26 @@ def test_a_run_begins_after_the_stages_of_a_checkpoint(run: Run) -> None:
     assert len(log_of(later)) == 1
 
 
+FIRST, SECOND = stage(name="first", epochs=1), stage(name="second", epochs=1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": stage(name="first", epochs=1, learning_rate=0.5)}, "wanted an unet after the first stages"),
-        ({"stages": stage(name="other", epochs=1)}, "after the stages first; wanted"),
+        ({"stages": [*stage(name="first", epochs=1, learning_rate=0.5), *SECOND]}, "wanted an unet after some of the"),
+        ({"stages": [*stage(name="other", epochs=1), *SECOND]}, "after the stages first; wanted"),
+        ({"stages": FIRST}, "after some of the first stages"),  # nothing would be left to train
+        ({"seed": 1}, "under its seed"),
+        ({"data": {"validation_fraction": 0.5}}, "under its seed and validation_fraction"),
         ({"architecture": "autoencoder", "model": {"image_size": 32}}, "wanted an autoencoder"),
-        ({"model": {"image_size": 32, "widths": [4, 8, 8]}}, "do not fit this recipe's network in up.0"),
+        ({"model": {"image_size": 32, "widths": [4, 8, 8]}}, "do not fit this recipe's network in down.2"),
     ],
 )
 def test_a_run_does_not_begin_after_another_recipe(run: Run, changes: dict[str, object], message: str) -> None:
-    stages = stage(name="first", epochs=1)
-    earlier = train(replace(run, config=tiny(stages=stages)), fabric())
-    other = replace(run, config=tiny(**{"stages": stages, **changes}), out=run.out / "other", begin_after=earlier)
+    earlier = train(replace(run, config=tiny(stages=FIRST)), fabric())
+    config = tiny(**{"stages": [*FIRST, *SECOND], **changes})
     with pytest.raises(ValueError, match=message):
-        train(other, fabric())
+        train(replace(run, config=config, out=run.out / "other", begin_after=earlier), fabric())
 
 
 def test_each_stage_leaves_its_checkpoint(run: Run) -> None:
