@@ -49,8 +49,8 @@ class SegmentationModel(nn.Module, ABC):
     """Whether a request without a prompt is refused."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """Submodules never trained, kept in eval(), left out of the checkpoint and shared between models."""
-    training_only: ClassVar[tuple[str, ...]] = ()
-    """Submodules that only an earlier training stage reads; left out of the checkpoint and dropped on loading."""
+    training_only: tuple[str, ...] = ()
+    """Submodules that only training reads; left out of the checkpoint and dropped on loading."""
 
     pixel_mean: Tensor
     pixel_std: Tensor

@@ -57,6 +57,8 @@ class StageConfig(_Frozen):
     teacher_weight: float = Field(1.0, ge=0)
     teacher_feature_weight: float = Field(0.0, ge=0)
     """How much the likeness of the deepest features to each other is learned from the teacher's; 0 not at all."""
+    breed_weight: float = Field(0.0, ge=0)
+    """How much naming the breed from the mean of the deepest features counts; 0 not at all."""
     augmentation: AugmentationConfig | None = None
     """This stage's augmentation in place of the run's."""
     image_size: int | None = None
@@ -86,6 +88,8 @@ class StageConfig(_Frozen):
             raise ValueError(
                 f"got objective {self.objective!r} and teacher {self.teacher}; distillation takes a teacher"
             )
+        if self.breed_weight and self.objective == "reconstruction":
+            raise ValueError("got breed_weight under the objective reconstruction, which reads pixels alone")
         return self
 
 
@@ -114,6 +118,12 @@ class TrainConfig(_Frozen):
     def _known_architecture(cls, name: str) -> str:
         get_architecture(name)
         return name
+
+    @model_validator(mode="after")
+    def _breeds_are_learned_by_an_encoder(self) -> "TrainConfig":
+        if get_architecture(self.architecture).frozen and any(stage.breed_weight for stage in self.stages):
+            raise ValueError(f"got breed_weight for {self.architecture}, whose encoder is frozen and learns no breeds")
+        return self
 
     @model_validator(mode="after")
     def _cached_features_are_frozen(self) -> "TrainConfig":

@@ -16,10 +16,15 @@ from models.prompts import Prompt, PromptTensors
 from training.augmentation import Augmentation
 from training.collage import Sampler, Scene, View, collage, whole_scene
 from training.official_layout import BACKGROUND, IGNORE
+from training.pet_names import breeds
 from training.preparation import Example, Split, read_manifest, seed_of
 
 Boundary = Literal["ignore", "background"]
 """What boundary pixels count as: `ignore` is the fair protocol, `background` the study's."""
+
+
+BREEDS: dict[str, int] = {breed.key: index for index, breed in enumerate(breeds())}
+"""Breed key -> its place among the 37."""
 
 
 class Sample(TypedDict):
@@ -30,6 +35,8 @@ class Sample(TypedDict):
     prompt: PromptTensors
     target: Tensor
     """[S, S] int64, 255 ignored."""
+    breeds: Tensor
+    """[37] float32: equal shares of the breeds in the picture, zeros where none is known; not what is prompted for."""
     features: NotRequired[Features]
     """What the encoder gave for `image` without a batch axis, where it was kept (feature_cache.py)."""
 
@@ -134,7 +141,12 @@ class PetDataset(Dataset[Sample]):
 
     def _sample(self, image: Tensor, scene: Scene, generator: Generator) -> Sample:
         prompt, target = self._asked(scene, generator)
-        return {"image": image.float().div_(255.0), "prompt": self.make_prompt(prompt), "target": target}
+        return {
+            "image": image.float().div_(255.0),
+            "prompt": self.make_prompt(prompt),
+            "target": target,
+            "breeds": _breed_shares(scene),
+        }
 
     def _scene(self, index: int, generator: Generator) -> tuple[Tensor, Scene]:
         image, label = self._augmented(index, generator)
@@ -164,3 +176,12 @@ class PetDataset(Dataset[Sample]):
             for index, pair in enumerate(pool.map(self._read_one, range(len(self.records)))):
                 pixels[index] = pair
         return pixels
+
+
+def _breed_shares(scene: Scene) -> Tensor:
+    shares = torch.zeros(len(BREEDS))
+    for index in scene.visible():
+        place = BREEDS.get(scene.pets[index].breed)  # a data set of one's own may have others
+        if place is not None:
+            shares[place] += 1
+    return shares / shares.sum().clamp(min=1)

@@ -4,20 +4,20 @@ A loss is (logits [B, K, H, W], target [B, H, W] int64) -> scalar and honours IG
 (model, batch) -> scalar, so that the training loop knows neither losses nor stages.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.base import SegmentationModel
-from models.layers import resize
+from models.base import Features
 from training.official_layout import IGNORE
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = dict[str, Any]
 Objective = Callable[[Any, Batch], Tensor]
+Lesson = Callable[[Features, Tensor, Batch], Tensor]
+"""(features, logits [B, K, H, W] float32, batch) -> scalar: what is learned beside the label maps (lessons.py)."""
 
 _FOCAL_GAMMA = 2.0
 _DICE_SMOOTH = 1.0
@@ -95,51 +95,19 @@ def logits_of(model: Any, batch: Batch) -> Tensor:
     return logits.float()
 
 
-def segmentation(loss: Loss) -> Objective:
-    """`loss` of the logits that the model gives for a batch's images and prompts."""
+def segmentation(loss: Loss, lessons: Sequence[Lesson] = ()) -> Objective:
+    """`loss` of the logits that the model gives for a batch's images and prompts, plus every lesson."""
 
     def objective(model: Any, batch: Batch) -> Tensor:
-        return loss(logits_of(model, batch), batch["target"])
-
-    return objective
-
-
-def distillation(loss: Loss, teacher: SegmentationModel, weight: float, feature_weight: float = 0.0) -> Objective:
-    """`loss` plus `weight` times the mean KL(teacher || student) of a pixel (Hinton et al. 2015, temperature 1).
-
-    `feature_weight` times `pairwise_distillation` of both models' deepest features is added. The teacher sees the
-    images at the size it was trained on.
-    """
-    side = teacher.config.image_size
-
-    def objective(model: Any, batch: Batch) -> Tensor:
+        if not lessons:
+            return loss(logits_of(model, batch), batch["target"])
         features, logits = model.features_and_logits(batch["image"], batch["prompt"])
-        logits = logits.float()
-        with torch.no_grad():
-            known, judged = teacher.features_and_logits(resize(batch["image"], side, side), batch["prompt"])
-            soft = resize(judged.float(), *logits.shape[-2:]).softmax(1)
-        divergence = F.kl_div(logits.log_softmax(1), soft, reduction="none").sum(1, keepdim=True)
-        total = loss(logits, batch["target"]) + weight * divergence.mean()
-        if feature_weight > 0:
-            total = total + feature_weight * pairwise_distillation(features[-1].float(), known[-1].float())
+        total = loss(logits.float(), batch["target"])
+        for lesson in lessons:
+            total = total + lesson(features, logits.float(), batch)
         return total
 
     return objective
-
-
-def pairwise_distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the cosine similarities between all places of a batch (Liu et al. 2019, equation 2).
-
-    student: Tensor [B, C, h, w], teacher: Tensor [B, D, H, W], resized to h x w; the widths need not agree, so nothing
-    is learned to join them. Each map is centred over the batch first: similarity to the mean says nothing.
-    """
-    return (_similarities(student) - _similarities(resize(teacher, *student.shape[-2:]))).square().mean()
-
-
-def _similarities(features: Tensor) -> Tensor:
-    places = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, w] -> [Bhw, C]
-    places = F.normalize(places - places.mean(0), dim=1)
-    return places @ places.T
 
 
 def reconstruction(model: Any, batch: Batch) -> Tensor:

@@ -5,7 +5,7 @@ Lightning Fabric does devices, precision and several processes; a killed run goe
 
 import math
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from training.dataset import PetDataset
 from training.encoding import describe, encode_missing
 from training.feature_cache import CachedPets, FeatureCache
 from training.imagenet_weights import INITIAL_WEIGHTS
+from training.lessons import BREED_HEAD, add_breed_head, breed_naming, distillation
 from training.losses import (
     Batch,
+    Lesson,
     Objective,
-    distillation,
     frequency_weights,
     get_loss,
     logits_of,
@@ -97,6 +98,8 @@ def train(run: Run, fabric: Fabric) -> Path:
     """
     fabric.seed_everything(run.config.seed, verbose=False)
     model = build_model(run.config)
+    if any(stage.breed_weight for stage in run.config.stages):
+        add_breed_head(model)
     state = RunState(run.out / "state.ckpt", run.config)
     state.restore(model)
     if run.begin_after is not None and not state.path.exists():
@@ -130,12 +133,12 @@ def train_stage(
     train_set = open_training_set(config, model, folder, stage.augmentation)
     validation_set = open_validation_set(config, model, folder)
 
-    objective = build_objective(stage, train_set, len(model.config.class_names), fabric)
+    objective = build_objective(stage, train_set, model, fabric)
     optimizer = build_optimizer(stage, model)
     wrapped, optimizer = fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
     if stage.objective == "reconstruction":
         wrapped.mark_forward_method("reconstruct")
-    if stage.objective == "distillation":
+    else:
         wrapped.mark_forward_method("features_and_logits")
     average = WeightAverage(model, stage.ema_decay)
     state.restore_stage(optimizer, average)
@@ -191,7 +194,8 @@ def train_stage(
 
     model.load_state_dict(state.best, strict=False)
     if index + 1 < len(config.stages) and stage.objective != "reconstruction":
-        write_checkpoint(run, f"{run.name}-{stage.name}", model, state, fabric)
+        seen = replace(run, config=config.model_copy(update={"stages": config.stages[: index + 1]}))
+        write_checkpoint(seen, f"{run.name}-{stage.name}", model, state, fabric)
     progress.stage, progress.epoch = index + 1, 0
     state.save(fabric, model)
 
@@ -261,18 +265,20 @@ def prompt_maker(model: SegmentationModel) -> Any:
     return make_prompt
 
 
-def build_objective(stage: StageConfig, train_set: PetDataset, classes: int, fabric: Fabric) -> Objective:
+def build_objective(stage: StageConfig, train_set: PetDataset, model: SegmentationModel, fabric: Fabric) -> Objective:
     """The stage's objective; class frequencies are counted and the teacher loaded where it needs them."""
     if stage.objective == "reconstruction":
         return reconstruction
     weights = None
     if stage.loss == "weighted_cross_entropy":
-        weights = fabric.to_device(frequency_weights(pixel_counts(train_set, classes)))
-    loss = get_loss(stage.loss, weights)
-    if stage.teacher is None:
-        return segmentation(loss)
-    teacher = load_teacher(stage.teacher, fabric.device)
-    return distillation(loss, teacher, stage.teacher_weight, stage.teacher_feature_weight)
+        weights = fabric.to_device(frequency_weights(pixel_counts(train_set, len(model.config.class_names))))
+    lessons: list[Lesson] = []
+    if stage.teacher is not None:
+        teacher = load_teacher(stage.teacher, fabric.device)
+        lessons.append(distillation(teacher, stage.teacher_weight, stage.teacher_feature_weight))
+    if stage.breed_weight > 0:
+        lessons.append(breed_naming(model.get_submodule(BREED_HEAD), stage.breed_weight))
+    return segmentation(get_loss(stage.loss, weights), lessons)
 
 
 def pixel_counts(dataset: PetDataset, classes: int) -> Tensor:
@@ -309,7 +315,7 @@ def trainable_parts(model: SegmentationModel, stage: StageConfig) -> set[str]:
     if unknown := (set(stage.trainable) | set(stage.learning_rate_factors)) - parts:
         raise ValueError(f"stage {stage.name}: got submodules {sorted(unknown)}, wanted some of {sorted(parts)}")
     default = parts - set(model.frozen) - set(model.training_only)
-    return set(stage.trainable) or default
+    return (set(stage.trainable) or default) | ({BREED_HEAD} if stage.breed_weight > 0 else set())
 
 
 def set_modes(model: SegmentationModel, stage: StageConfig) -> None:

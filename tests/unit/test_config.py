@@ -65,6 +65,14 @@ def write(tmp_path: Path, text: str) -> str:
         ),
         ('architecture = "unet"\nstages = [{}]\nmodel = { width = 3 }', "recipe.toml: width: got 3"),
         ('architecture = "unet"\nstages = [{ objective = "distillation" }]', "distillation takes a teacher"),
+        (
+            'architecture = "unet"\nstages = [{ objective = "reconstruction", breed_weight = 1.0 }]',
+            "got breed_weight under the objective reconstruction",
+        ),
+        (
+            'architecture = "clip"\nstages = [{ breed_weight = 1.0 }]',
+            "got breed_weight for clip, whose encoder is frozen",
+        ),
         ("architecture = ", "recipe.toml: not TOML"),
     ],
 )

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from models.prompts import PointPrompt, Prompt, PromptKind, PromptTensors, point_tensors
 from training.augmentation import Augmentation, AugmentationConfig
-from training.dataset import PetDataset, Sample
+from training.dataset import BREEDS, PetDataset, Sample
 from training.preparation import prepare, read_manifest
 from training.prompt_sampling import SamplingConfig, make_sampler
 
@@ -54,6 +54,24 @@ def test_an_example_is_the_prepared_pair(prepared_pets: Path) -> None:
     assert torch.equal(sample["target"], label.long())
     assert sample["prompt"] == {}
     assert set(label.flatten().tolist()) == {0, dataset.records[3].species, 255}
+
+
+def test_an_example_names_the_breeds_in_its_picture(prepared_pets: Path) -> None:
+    dataset = PetDataset(prepared_pets, "train")
+    for index, record in enumerate(dataset.records):
+        named = dataset[index]["breeds"]
+        assert named[BREEDS[record.breed]] == 1 and named.sum() == 1
+    collages = every(PetDataset(prepared_pets, "train", collage_probability=1.0, seed=1))
+    assert {0.5, 1.0} == {sample["breeds"].max().item() for sample in collages}  # of one breed, or of two
+    assert all(sample["breeds"].sum() == 1 for sample in collages)
+
+
+def test_a_breed_of_ones_own_and_an_empty_picture_are_named_nothing(prepared_pets: Path) -> None:
+    dataset = PetDataset(prepared_pets, "train")
+    dataset.records = (dataset.records[0].model_copy(update={"breed": "lynx"}), *dataset.records[1:])
+    assert not dataset[0]["breeds"].any()
+    dataset.augment = lambda image, label, generator: (image, torch.zeros_like(label))  # type: ignore[assignment]
+    assert not dataset[1]["breeds"].any()
 
 
 def test_splits_hold_the_manifests_examples(prepared_pets: Path) -> None:

@@ -7,15 +7,14 @@ from torch import Tensor
 
 from training.losses import (
     LOSSES,
+    Lesson,
     cross_entropy,
     dice,
-    distillation,
     focal,
     frequency_weights,
     get_loss,
     hybrid,
     mean_squared_error,
-    pairwise_distillation,
     reconstruction,
     segmentation,
 )
@@ -111,14 +110,11 @@ def test_frequency_weights_are_one_for_the_median_class() -> None:
 class Model(torch.nn.Module):
     """Gives the image's channels as logits."""
 
-    class config:  # noqa: N801
-        image_size = 4
-
     def forward(self, images: Tensor, prompt: dict[str, Tensor]) -> Tensor:
         return images
 
     def features_and_logits(self, images: Tensor, prompt: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-        return (images,), self(images, prompt)
+        return (images + 1,), images
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return images * 0.5
@@ -129,31 +125,15 @@ def test_objectives() -> None:
     batch = {"image": logits, "prompt": {}, "target": target}
     plain = segmentation(cross_entropy)(Model(), batch)
     torch.testing.assert_close(plain, cross_entropy(logits, target))
-    # A teacher that agrees in everything adds nothing; one that disagrees does.
-    agreeing = distillation(cross_entropy, Model(), 3.0, 2.0)(Model(), batch)  # type: ignore[arg-type]
-    torch.testing.assert_close(agreeing, plain)
-
-    class Contrary(Model):
-        def forward(self, images: Tensor, prompt: dict[str, Tensor]) -> Tensor:
-            return -images
-
-    assert distillation(cross_entropy, Contrary(), 3.0)(Model(), batch) > plain  # type: ignore[arg-type]
-
-    class Forgetful(Model):
-        def features_and_logits(self, images: Tensor, prompt: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-            return (images.flip(2),), images
-
-    assert distillation(cross_entropy, Forgetful(), 3.0, 2.0)(Model(), batch) > plain  # type: ignore[arg-type]
-    torch.testing.assert_close(distillation(cross_entropy, Forgetful(), 3.0)(Model(), batch), plain)  # type: ignore[arg-type]
     torch.testing.assert_close(reconstruction(Model(), batch), (logits * 0.5).square().mean())
 
 
-def test_pairwise_distillation_sees_likeness_alone() -> None:
-    features = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    # Turned, scaled, shifted and in a wider space, places are as alike as they were.
-    turn = torch.linalg.qr(torch.randn(5, 3, generator=torch.Generator().manual_seed(1))).Q
-    turned = 2 * torch.einsum("oc,bchw->bohw", turn, features) + 7
-    torch.testing.assert_close(pairwise_distillation(features, turned), torch.tensor(0.0))
-    # Two places that differ and two that are the same: half of the four similarities are 1 against -1.
-    apart, same = torch.tensor([[[[1.0, -1.0]]]]), torch.tensor([[[[1.0, 1.0]]], [[[-1.0, -1.0]]]])
-    torch.testing.assert_close(pairwise_distillation(apart.repeat(2, 1, 1, 1), same), torch.tensor(2.0))
+def test_lessons_see_features_and_logits_and_are_added() -> None:
+    logits, target = random_pair()
+    batch = {"image": logits, "prompt": {}, "target": target}
+    lessons: list[Lesson] = [
+        lambda features, logits, batch: (features[-1] - logits).mean(),  # 1
+        lambda features, logits, batch: batch["target"].new_tensor(2.0, dtype=torch.float32),
+    ]
+    taught = segmentation(cross_entropy, lessons)(Model(), batch)
+    torch.testing.assert_close(taught, cross_entropy(logits, target) + 3)

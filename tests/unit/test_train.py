@@ -168,6 +168,11 @@ def test_each_stage_leaves_its_checkpoint(run: Run) -> None:
     first = load_checkpoint(run.out / "tiny-first.safetensors")
     assert first.digest != load_checkpoint(last).digest
     assert first.card.metrics["validation"]["mean_iou"] == round(float(log_of(two)[0]["mean_iou"]), 4)
+    # It says which stages it has seen, so that a run can begin after it.
+    assert [each["name"] for each in first.card.training["stages"]] == ["first"]
+    again = replace(two, out=run.out / "again", begin_after=run.out / "tiny-first.safetensors")
+    train(again, fabric())
+    assert [row["stage"] for row in log_of(again)] == ["second"]
 
 
 def test_a_stage_may_be_of_another_size_than_the_network(run: Run) -> None:
@@ -222,6 +227,21 @@ def test_distillation_takes_a_teacher(run: Run) -> None:
     stages = stage(objective="distillation", teacher=str(teacher), image_size=16, epochs=1)
     taught = replace(run, config=tiny(stages=stages), out=run.out / "taught")
     assert load_checkpoint(train(taught, fabric())).card.metrics["validation"]["mean_iou"] > 0
+
+
+def test_breeds_are_learned_and_their_names_not_kept(run: Run) -> None:
+    # At a vanishing rate for all but the head that names them, only it can have lowered the loss.
+    resting = {"down": 1e-30, "up": 1e-30, "head": 1e-30}
+    plan = {"epochs": 4, "learning_rate": 0.1, "learning_rate_factors": resting, "augmentation": {}}
+    named = replace(run, config=tiny(stages=stage(breed_weight=1.0, **plan)))
+    checkpoint = load_checkpoint(train(named, fabric()))
+    assert not any("breed" in key for key in checkpoint.model.state_dict())
+    losses = [float(row["loss"]) for row in log_of(named)]
+    assert losses[-1] < losses[0] - 0.3
+    # A later stage that names none leaves it alone, and one that goes on takes it up again from the state.
+    more = [*stage(breed_weight=1.0, **plan), *stage(name="second", epochs=1)]
+    train(replace(named, config=tiny(stages=more)), fabric())
+    assert [row["stage"] for row in log_of(named)][-1] == "second"
 
 
 def test_accumulated_batches_equal_one_large_batch(run: Run) -> None:
@@ -307,6 +327,7 @@ data = {{ validation_fraction = 0.25 }}
 half_precision = false
 [[stages]]
 loss = "mse"
+breed_weight = 1.0
 trainable = ["head"]
 epochs = 2
 batch_size = {batch_size}
@@ -327,5 +348,7 @@ batch_size = {batch_size}
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         subprocess.run([sys.executable, str(script), *arguments], check=True, timeout=240, env=environment)
-        weights.append(load_checkpoint(out / "tiny.safetensors").model.get_submodule("head").weight)
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+        load_checkpoint(out / "tiny.safetensors")
+        weights.append(torch.load(out / "state.ckpt", weights_only=True)["model"])
+    for name in ("head.weight", "breed_head.weight"):
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
