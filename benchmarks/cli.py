@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -22,7 +21,7 @@ from benchmarks.photos import write_large_photos, write_photos
 from benchmarks.processes import run_server
 from benchmarks.raw import RawResult, raw_grid, run_raw
 from benchmarks.results import read_results, write_results
-from benchmarks.scenarios import Figures, bad_photo, clicks, hang_ups, health, overload
+from benchmarks.scenarios import Figures, bad_photo, clicks, hang_ups, health, overload, start
 from benchmarks.serve import CLIENTS, ask_for, fill_folder, list_cases, measure_serve
 from benchmarks.study import NAME, copy_shipped_checkpoint, write_int8_checkpoint, write_study_checkpoint
 from models.checkpoint import read_card
@@ -139,14 +138,10 @@ def scenarios_command(
     write_study_checkpoint(folder, weights)
     fill_folder(folder, "prompt" if pace.is_smoke else "*")
     contestant = ours("petseg", "default", folder)
-    found: dict[str, Figures] = {}
-    with tempfile.TemporaryDirectory() as empty:
-        cold = contestant.environment | {"PETSEG_ENGINE_CACHE": empty}
-        with run_server(contestant.command, cold, contestant.ready_path) as server:
-            found["start"] = {"seconds": server.start_s}
+    shipped = ensure(out / "shipped")
+    fill_folder(shipped, "prompt" if pace.is_smoke else "*")
+    found: dict[str, Figures] = {"start": tell_figures("start", start(ours("petseg", "default", shipped)))}
     with run_server(contestant.command, contestant.environment, contestant.ready_path) as server:
-        found["start"]["seconds_with_networks_converted_before"] = server.start_s
-        tell_figures("start", found["start"])
         load = Load(server.port, sent, ask_for(folder, NAME), pace.seconds, pace.warm_up_s)
         few = 2 if pace.is_smoke else 20
         found["clicks"] = tell_figures("clicks", asyncio.run(clicks(load, "prompt", few)))

@@ -1,16 +1,18 @@
-"""What averages hide: clicks on a kept photo, callers that hang up, a bad photo among good ones, overload.
+"""What averages hide: the start, clicks on a kept photo, callers that hang up, a bad photo among good ones, overload.
 
-Each scenario asks a running server and returns its figures by name.
+Each scenario but the first asks a running server; all return their figures by name.
 """
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Awaitable
 from dataclasses import replace
 
+from benchmarks.contestants import Contestant
 from benchmarks.http_client import Answer, Connection
 from benchmarks.load import Load, LoadResult, run_load, run_load_beside
-from benchmarks.processes import Server
+from benchmarks.processes import Server, run_server
 from benchmarks.requests import Asked, build_request, get_request, read_photos
 from benchmarks.statistics import describe_latency, median
 
@@ -18,6 +20,17 @@ Figures = dict[str, float]
 
 HANG_UPS = 48
 _BUSY_CLIENTS = 32
+
+
+def start(contestant: Contestant) -> Figures:
+    """From spawn to the first good answer of `/readyz`: nothing kept from before, then with the graphs of that time."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as empty:
+        environment = contestant.environment | {"PETSEG_ENGINE_CACHE": empty}
+        for _ in range(2):
+            with run_server(contestant.command, environment, contestant.ready_path) as server:
+                seconds.append(server.start_s)
+    return {"seconds": seconds[0], "seconds_with_networks_converted_before": seconds[1]}
 
 
 async def clicks(load: Load, model: str, count: int = 20) -> Figures:

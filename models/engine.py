@@ -60,6 +60,10 @@ class Engine(ABC):
 
     def warm_up(self, batch_size: int) -> None:
         """Run `batch_size` squares of noise, so that no caller waits for what is set up on first use."""
+        self.run_example(batch_size)
+
+    def run_example(self, batch_size: int) -> None:
+        """Run `batch_size` squares of noise in the way that a busy server runs them, to be timed."""
         features = self.encode(example_images(self.model, batch_size))
         self.decode(features, example_prompts(self.model, batch_size))
 

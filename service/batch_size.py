@@ -6,6 +6,11 @@ from collections.abc import Callable
 _WORTH = 1.05
 """A larger batch must bring this much more throughput: it also makes everybody in it wait longer."""
 _REPEATS = 3
+_HANDOVER_S = 0.002
+"""What a pass costs beside its network, whatever its size: its thread is woken, waits for the interpreter, collates.
+
+On two busy cores, passes of one photo took 1.3 ms more for each photo than passes of two.
+"""
 
 
 def find_batch_size(
@@ -25,7 +30,7 @@ def find_batch_size(
     while batch_size <= limit:
         run(batch_size)
         spent = min(_measure(run, batch_size, clock) for _ in range(_REPEATS))
-        rate = batch_size / spent
+        rate = batch_size / (spent + _HANDOVER_S)
         if rate < best_rate * _WORTH and batch_size > 1:
             break
         chosen, best_rate = batch_size, max(rate, best_rate)

@@ -118,12 +118,10 @@ class Pipeline:
 
         Takes a second or so, on any thread, before the first request.
         """
-        engine, size = self.predictor.engine, self._settings.max_batch_size
-        if size:
-            for batch_size in sorted({1, size}):
-                engine.warm_up(batch_size)
-        else:
-            size = find_batch_size(engine.warm_up, BATCH_LIMITS[engine.device.type])
+        engine = self.predictor.engine
+        size = self._settings.max_batch_size or find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type])
+        for batch_size in sorted({1, size}):
+            engine.warm_up(batch_size)
         self.passes.set_max_batch_size(size)
 
     async def segment(
