@@ -37,7 +37,11 @@ def write_page(path: Path, found: Results) -> None:
     ]
     parts += ["## Goals"]
     for judged in found.peers:
-        parts += [f"Against other servers, on `{judged.model}`:", _goals_table(judge_peers(judged.comparison))]
+        parts += [
+            f"Against other servers, on `{judged.model}`; *most here* is the rate of our pipeline in one process that "
+            "serves nobody, by that of the same peer:",
+            _goals_table(judge_peers(judged.comparison)),
+        ]
     parts += ["By itself:", _goals_table(judge_scenarios(found.scenarios))]
     for results in found.peers:
         picture = f"peers-{results.model}.png"
@@ -79,12 +83,14 @@ def _is_figure(text: str) -> bool:
 
 
 def _goals_table(goals: Sequence[Goal]) -> str:
-    return table(("goal", "wanted", "got", "met"), map(_goal_cells, goals))
-
-
-def _goal_cells(goal: Goal) -> tuple[str, str, str, str]:
-    verdict = {True: "yes", False: "**no**", None: "-"}[goal.is_met]
-    return goal.name, goal.wanted, goal.got, verdict
+    has_ceilings = any(goal.ceiling for goal in goals)
+    verdicts = {True: "yes", False: "**no**", None: "-"}
+    header = ("goal", "wanted", "got", *(["most here"] if has_ceilings else []), "met")
+    rows = [
+        (goal.name, goal.wanted, goal.got, *([goal.ceiling] if has_ceilings else []), verdicts[goal.is_met])
+        for goal in goals
+    ]
+    return table(header, rows)
 
 
 def _peers_section(found: PeerResults, picture: str) -> list[str]:
