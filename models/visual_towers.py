@@ -110,6 +110,10 @@ class _TimmTower(VisualTower):
             raise ValueError("got a timm tower with attention pooling or channels last, wanted an average-pooled CNN")
         if not hasattr(trunk, "feature_info") or hasattr(trunk, "patch_embed"):
             raise ValueError(f"got timm tower {type(trunk).__name__}, wanted a CNN with feature_info")
+        for module in list(trunk.modules()):
+            for name, part in module.named_children():
+                if isinstance(part, nn.AdaptiveAvgPool2d) and part.output_size in (1, (1, 1)):
+                    setattr(module, name, _MapMean())
         self.visual = visual
         stages = list(trunk.feature_info)
         self.layer_channels = tuple(stage["num_chs"] for stage in stages)
@@ -130,6 +134,16 @@ class _TimmTower(VisualTower):
         """[B, C, h, w] -> [B, D]: pooling, then the projection into the joint space."""
         projected: Tensor = self.visual.head(self.visual.trunk.forward_head(maps))
         return projected
+
+
+class _MapMean(nn.Module):
+    """Mean of [B, C, h, w] over its places, [B, C, 1, 1]. Of one place it is that place.
+
+    OpenVINO sums over a single place too: a seventh of the tower's time, for a grid of locations that are pooled alone.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps if maps.shape[-2:] == (1, 1) else F.adaptive_avg_pool2d(maps, 1)
 
 
 def _to_map(tokens: Tensor, height: int, width: int) -> Tensor:
