@@ -176,7 +176,7 @@ def features(
     for stage in loaded.stages:
         folder = run.prepare(stage.image_size or model.config.image_size)
         for pets in (
-            open_training_set(loaded, model, folder, stage.augmentation),
+            open_training_set(loaded, model, folder, stage),
             open_validation_set(loaded, model, folder),
         ):
             if estimate:

@@ -59,6 +59,9 @@ class StageConfig(_Frozen):
     """How much the likeness of the deepest features to each other is learned from the teacher's; 0 not at all."""
     breed_weight: float = Field(0.0, ge=0)
     """How much naming the breed from the mean of the deepest features counts; 0 not at all."""
+    repeat_large: int = Field(1, ge=1)
+    """How many times an epoch shows each photo of more than 256 pixels: where most are small, the large ones are the
+    sharp ones, and count most where every photo is measured at its own size."""
     augmentation: AugmentationConfig | None = None
     """This stage's augmentation in place of the run's."""
     image_size: int | None = None

@@ -23,6 +23,9 @@ Boundary = Literal["ignore", "background"]
 """What boundary pixels count as: `ignore` is the fair protocol, `background` the study's."""
 
 
+LARGE_PX = 256
+"""Longer side above which a photo counts as large."""
+
 BREEDS: dict[str, int] = {breed.key: index for index, breed in enumerate(breeds())}
 """Breed key -> its place among the 37."""
 
@@ -68,8 +71,10 @@ class PetDataset(Dataset[Sample]):
         seed: int = 0,
         collage_probability: float = 0.0,
         views: int = 0,
+        repeat_large: int = 1,
         in_memory: bool = True,
     ) -> None:
+        """repeat_large: how often an epoch shows each photo of more than LARGE_PX pixels, other draws each time."""
         manifest = read_manifest(prepared)
         self.prepared = prepared
         self.image_size = manifest.settings.image_size
@@ -78,6 +83,7 @@ class PetDataset(Dataset[Sample]):
             for example in manifest.examples
             if example.split == split and (split == "train" or example.name == example.photo)
         )
+        self.records += (repeat_large - 1) * tuple(each for each in self.records if max(each.original_size) > LARGE_PX)
         if not self.records:
             raise ValueError(f"{prepared} holds no {split} examples; prepare it with a {split} part")
         self.boundary = boundary

@@ -19,7 +19,7 @@ from models.base import SegmentationModel
 from models.checkpoint import ModelCard, backbone_digest, load_checkpoint, save_checkpoint
 from models.letterbox import Letterbox
 from models.prompts import Prompt, PromptTensors
-from training.augmentation import Augmentation, AugmentationConfig
+from training.augmentation import Augmentation
 from training.config import StageConfig, TrainConfig
 from training.dataset import PetDataset
 from training.encoding import describe, encode_missing
@@ -130,7 +130,7 @@ def train_stage(
         progress.best_score, progress.best_epoch = -math.inf, 0
     with fabric.rank_zero_first():
         folder = run.prepare(stage.image_size or model.config.image_size)
-    train_set = open_training_set(config, model, folder, stage.augmentation)
+    train_set = open_training_set(config, model, folder, stage)
     validation_set = open_validation_set(config, model, folder)
 
     objective = build_objective(stage, train_set, model, fabric)
@@ -211,22 +211,24 @@ def build_model(config: TrainConfig) -> SegmentationModel:
 
 
 def open_training_set(
-    config: TrainConfig, model: SegmentationModel, folder: Path, augmentation: AugmentationConfig | None = None
+    config: TrainConfig, model: SegmentationModel, folder: Path, stage: StageConfig | None = None
 ) -> PetDataset:
     """Augmented examples with sampled prompts; offline copies are not augmented a second time.
 
-    `augmentation` stands in for the run's.
+    stage: whose augmentation stands in for the run's, and which may repeat large photos.
     """
+    stage = stage or StageConfig()
     return PetDataset(
         folder,
         "train",
         boundary=config.data.boundary,
-        augment=None if config.data.copies else Augmentation(augmentation or config.augmentation),
+        augment=None if config.data.copies else Augmentation(stage.augmentation or config.augmentation),
         sampler=make_sampler(model.prompt_kind, config.prompts),
         make_prompt=prompt_maker(model),
         seed=config.seed,
         collage_probability=config.data.collage_probability,
         views=config.data.views,
+        repeat_large=stage.repeat_large,
         in_memory=not config.data.cache_features,
     )
 

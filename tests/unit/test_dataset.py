@@ -1,3 +1,4 @@
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_a_breed_of_ones_own_and_an_empty_picture_are_named_nothing(prepared_pet
     assert not dataset[0]["breeds"].any()
     dataset.augment = lambda image, label, generator: (image, torch.zeros_like(label))  # type: ignore[assignment]
     assert not dataset[1]["breeds"].any()
+
+
+def test_large_photos_are_repeated_with_other_draws(prepared_pets: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared_pets, tmp_path / "prepared")
+    manifest = read_manifest(folder)
+    grown = manifest.examples[0].model_copy(update={"original_size": (375, 500)})
+    assert grown.split == "train"
+    changed = manifest.model_copy(update={"examples": (grown, *manifest.examples[1:])})
+    (folder / "manifest.json").write_text(changed.model_dump_json())
+
+    once = PetDataset(folder, "train")
+    thrice = PetDataset(folder, "train", augment=Augmentation(AugmentationConfig()), repeat_large=3)
+    assert list(thrice.records) == [*once.records, grown, grown]
+    first, second, third = (thrice[index]["image"] for index in (0, len(once), len(once) + 1))
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
 
 
 def test_splits_hold_the_manifests_examples(prepared_pets: Path) -> None:
