@@ -252,7 +252,7 @@ def evaluate(
     limit: Limit = None,
     record: Annotated[bool, typer.Option(help="Write the scores into the checkpoint's card.")] = False,
     record_in: Annotated[
-        Path | None, typer.Option(help="Write them into this later checkpoint's card, as those of an earlier stage.")
+        Path | None, typer.Option(help="Write them into this other checkpoint's card, as those of a variant or stage.")
     ] = None,
     as_served: Annotated[bool, typer.Option(help="Through the engine that the service would choose here.")] = False,
     device: Device = "cpu",

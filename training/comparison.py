@@ -150,7 +150,7 @@ def further_lines(compared: Sequence[Compared]) -> list[str]:
                 measured["test"]["image"][f"boundary_{boundary}"]["mean_iou"] for boundary in ("ignore", "background")
             ]
             lines.append(
-                f"- {name}, its earlier stage `{stage}`: mean IoU {ious[0]:.3f}, boundary as background {ious[1]:.3f}."
+                f"- {name}, trained as `{stage}`: mean IoU {ious[0]:.3f}, boundary as background {ious[1]:.3f}."
             )
         for _, title, scored in each.rows():
             if mixed := scored.get("mixed_species"):

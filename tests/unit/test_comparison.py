@@ -121,7 +121,7 @@ def test_an_earlier_stage_is_told(unet: Checkpoint) -> None:
     checkpoint = with_test(unet, "unet", {"image": scored(0.875)})
     checkpoint.card.metrics["stages"] = {"unet-first": {"test": {"image": scored(0.75)}}}
     (line,) = further_lines([Compared(checkpoint, COSTS)])
-    assert line == "- `unet`, its earlier stage `unet-first`: mean IoU 0.750, boundary as background 0.625."
+    assert line == "- `unet`, trained as `unet-first`: mean IoU 0.750, boundary as background 0.625."
 
 
 def test_a_model_not_measured_has_a_row_of_dashes(unet: Checkpoint) -> None:

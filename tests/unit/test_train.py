@@ -205,6 +205,7 @@ def test_patience_ends_a_stage(run: Run) -> None:
     [
         "autoencoder",
         "autoencoder-compact",
+        "autoencoder-compact-frozen",
         "clip",
         "clip-compact",
         "clip-vitl14",
