@@ -62,7 +62,7 @@ class Comparison:
                 if not has_client:
                     rate = without_client(rate, client_cpu_s, row.seconds, self.cores)
                 ratios.append(rate / raw_rate)
-        return median([ratio for ratio in ratios if not math.isnan(ratio)])
+        return _median_of_known(ratios)
 
     def ceiling(self, precision: str, theirs: Sequence[str], clients: int) -> float:
         """Median of the best raw pipeline's rate by the best peer's: no server with our engine can do more here."""
@@ -70,7 +70,7 @@ class Comparison:
         for alternation in range(self.alternations):
             if (best := self._best(theirs, alternation, clients)) is not None:
                 ratios.append(self._raw_rate(precision, alternation) / best.rate)
-        return median([ratio for ratio in ratios if not math.isnan(ratio)])
+        return _median_of_known(ratios)
 
     def _best(self, names: Sequence[str], alternation: int, clients: int) -> Row | None:
         """The row of the highest rate among those contestants in one alternation."""
@@ -175,6 +175,11 @@ def median_of(found: Comparison, name: str, clients: int, value: Callable[[Row],
 def not_nan(value: float, otherwise: float) -> float:
     """`value`, or `otherwise` for NaN."""
     return otherwise if math.isnan(value) else value
+
+
+def _median_of_known(values: Iterable[float]) -> float:
+    """The median without NaN; NaN where all are."""
+    return median([value for value in values if not math.isnan(value)])
 
 
 def max_of(values: Iterable[float]) -> float:

@@ -102,9 +102,10 @@ def segmentation(loss: Loss, lessons: Sequence[Lesson] = ()) -> Objective:
         if not lessons:
             return loss(logits_of(model, batch), batch["target"])
         features, logits = model.features_and_logits(batch["image"], batch["prompt"])
-        total = loss(logits.float(), batch["target"])
+        logits = logits.float()
+        total = loss(logits, batch["target"])
         for lesson in lessons:
-            total = total + lesson(features, logits.float(), batch)
+            total = total + lesson(features, logits, batch)
         return total
 
     return objective
