@@ -286,6 +286,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        # Out of the queue before anything is written down: others wait for the place, nobody for the log's line.
+        task.cancel()
+        await asyncio.wait({task})
         raise ClientDisconnect
     finally:
         gone.cancel()

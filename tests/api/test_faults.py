@@ -1,6 +1,7 @@
 """Each fault, caused: the work that it need not touch goes on, and the process says how it is."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,6 +167,48 @@ class TestFatalStall:
         assert (await hung).status_code == 200
 
 
+def post_until(hang_up: asyncio.Event, app: FastAPI, path: str, content_type: str, body: bytes) -> "asyncio.Task[None]":
+    """A client that sends `body` whole, and closes its connection once `hang_up` is set."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await hang_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    return asyncio.ensure_future(app(asgi_scope(path, content_type), receive, send))
+
+
+async def test_a_client_that_hangs_up_is_out_of_the_queue_before_it_is_written_down(
+    client: httpx.AsyncClient,
+    app: FastAPI,
+    stuck: StuckModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pipeline = app.state.service.pipelines["stuck"]
+    stuck.is_free.clear()
+    running = asyncio.ensure_future(post(client, "stuck"))
+    await until(lambda: pipeline.passes.running_s > 0)
+    hang_up = asyncio.Event()
+    leaving = post_until(hang_up, app, "/segment/stuck", "image/png", encode(picture(seed=1)))
+    await until(lambda: len(pipeline.batcher) == 1)
+    queued: list[int] = []
+    caplog.set_level(logging.INFO, "petseg.requests")
+    monkeypatch.setattr(
+        logging.getLogger("petseg.requests"), "log", lambda *_, **__: queued.append(len(pipeline.batcher))
+    )
+    hang_up.set()
+    await asyncio.wait_for(leaving, 10)
+    assert queued == [0]
+    stuck.is_free.set()
+    assert (await running).status_code == 200
+
+
 async def test_a_batch_whose_client_hangs_up_frees_its_queue(
     client: httpx.AsyncClient, app: FastAPI, stuck: StuckModel
 ) -> None:
@@ -179,20 +222,9 @@ async def test_a_batch_whose_client_hangs_up_frees_its_queue(
         % (seed, encode(picture(seed=seed)))
         for seed in range(1, 6)
     ]
-    messages = [{"type": "http.request", "body": b"".join(parts) + b"--b--\r\n", "more_body": False}]
     hang_up = asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop()
-        await hang_up.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        pass
-
-    leaving = asyncio.ensure_future(
-        app(asgi_scope("/segment/stuck/batch", "multipart/form-data; boundary=b"), receive, send)
+    leaving = post_until(
+        hang_up, app, "/segment/stuck/batch", "multipart/form-data; boundary=b", b"".join(parts) + b"--b--\r\n"
     )
     await until(lambda: len(pipeline.batcher) == 5)
     hang_up.set()
