@@ -34,7 +34,7 @@ RECOMMENDED = "timm_unet"
 """The shipped model that users are told to take: its forward pass is short, so that serving weighs more."""
 
 Out = Annotated[Path, typer.Option(help="Folder for photos, checkpoints and results.")]
-Photos = Annotated[Path | None, typer.Option(help="Folder of *.jpg to send; else 16 drawn from scikit-image's cat.")]
+Photos = Annotated[Path | None, typer.Option(help="Folder of *.jpg to send; else drawn from scikit-image's cat.")]
 Weights = Annotated[str, typer.Option(help="Of the study's UNet: shipped (the shipped one, widened) or random.")]
 Short = Annotated[bool, typer.Option("--short", help="Half of the time, with half as long loads.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Seconds: whether it runs at all, no figures worth reading.")]

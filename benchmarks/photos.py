@@ -8,11 +8,14 @@ import skimage.data
 from PIL import Image, ImageEnhance, ImageFilter
 
 WANTED_BYTES = 100_000
+COUNT = 64
+"""More than any batch or any number of waiting callers holds: one photo twice in a batch would be encoded once."""
+
 _SIZES = ((500, 375), (375, 500), (500, 333), (480, 480))
 """(width, height) in pixels, in turn."""
 
 
-def write_photos(folder: Path, count: int = 16, scale: float = 1.0, wanted_bytes: int = WANTED_BYTES) -> Path:
+def write_photos(folder: Path, count: int = COUNT, scale: float = 1.0, wanted_bytes: int = WANTED_BYTES) -> Path:
     """`count` different JPEG files of about `wanted_bytes` in `folder`; `scale` enlarges the sides. Same every time."""
     folder.mkdir(parents=True, exist_ok=True)
     cat = Image.fromarray(skimage.data.chelsea())  # type: ignore[no-untyped-call]

@@ -110,11 +110,12 @@ def raw_grid(
 
 def measure(runs: Sequence[RawRun]) -> list[RawResult]:
     """The results of `runs`, which share model, precision and streams, in this process."""
-    first = runs[0]
+    first, uploads = runs[0], read_photos(runs[0].photos)
+    if (largest := max(run.batch_size for run in runs)) > len(uploads):  # one that comes twice is encoded once
+        raise ValueError(f"got {len(uploads)} photos for batches of {largest}, wanted at least as many")
     precision = "auto" if first.precision == INT8 else first.precision
     settings = Settings.model_validate({"precision": precision, "streams": first.streams, "cache_bytes": 0})
     predictor: Predictor = create_app(settings, [load_checkpoint(first.checkpoint)]).state.predictors[0]
-    uploads = read_photos(first.photos)
     return [_measure_one(run, predictor, uploads) for run in runs]
 
 

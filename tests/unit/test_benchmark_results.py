@@ -13,7 +13,8 @@ import torch
 from benchmarks.goals import Comparison, Goal, at_least, at_most, judge_peers, judge_scenarios
 from benchmarks.page import table, write_page
 from benchmarks.peers import Turn, compare_masks
-from benchmarks.raw import PIPELINE, RawResult
+from benchmarks.photos import write_photos
+from benchmarks.raw import PIPELINE, RawResult, RawRun, measure
 from benchmarks.results import read_results, write_results
 from benchmarks.serve import Row
 from benchmarks.statistics import describe_latency, without_client
@@ -146,3 +147,10 @@ def test_a_widened_unet_computes_the_same() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(wide(images, {}), source(images, {}), atol=1e-5, rtol=1e-4)
     assert wide.config.widths == (12, 18, 24)  # type: ignore[attr-defined]
+
+
+def test_batches_of_photos_that_are_not_all_different_are_not_measured(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path, count=2, wanted_bytes=30_000)
+    run = RawRun(tmp_path / "any.safetensors", photos, PIPELINE, "bf16", streams=1, batch_size=3, seconds=0.1)
+    with pytest.raises(ValueError, match="got 2 photos for batches of 3"):
+        measure([run])
