@@ -1,16 +1,14 @@
-"""What makes networks faster changes no output: folding, only where a batch norm alone reads; pooling by cells."""
+"""Folding changes no output: only where a batch norm alone reads."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architectures import list_architectures
 from models.engine import example_images, example_prompts
 from models.folding import fold_batch_norms
-from models.layers import shrink_max, shrink_mean
 from training.config import load_config
 from training.train import build_model
 
@@ -84,10 +82,3 @@ def test_only_what_feeds_the_norm_alone_is_folded(name: str) -> None:
 def test_norms_that_still_learn_are_left() -> None:
     model = Pair(WIRINGS["in a row"][0]).train()
     assert fold_batch_norms(model, lambda: model(torch.rand(2, 3, 8, 8))) == 0
-
-
-@pytest.mark.parametrize(("size", "cells"), [(8, 4), (6, 4), (7, 7), (1, 1)])
-def test_pooling_by_cells_is_adaptive_pooling(size: int, cells: int) -> None:
-    maps = torch.rand(2, 3, size, size)
-    torch.testing.assert_close(shrink_mean(maps, cells), F.adaptive_avg_pool2d(maps, cells))
-    torch.testing.assert_close(shrink_max(maps, cells), F.adaptive_max_pool2d(maps, cells))
