@@ -23,7 +23,14 @@ from benchmarks.raw import RawResult, raw_grid, run_raw
 from benchmarks.results import read_results, write_results
 from benchmarks.scenarios import Figures, bad_photo, clicks, hang_ups, health, overload, start
 from benchmarks.serve import CLIENTS, ask_for, fill_folder, list_cases, measure_serve
-from benchmarks.study import NAME, copy_shipped_checkpoint, write_int8_checkpoint, write_study_checkpoint
+from benchmarks.study import (
+    FULL_SIZE,
+    NAME,
+    copy_shipped_checkpoint,
+    write_full_size_checkpoint,
+    write_int8_checkpoint,
+    write_study_checkpoint,
+)
 from models.checkpoint import read_card
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure the models, the service and its peers.")
@@ -141,6 +148,8 @@ def scenarios_command(
     shipped = ensure(out / "shipped")
     fill_folder(shipped, "prompt" if pace.is_smoke else "*")
     found: dict[str, Figures] = {"start": tell_figures("start", start(ours("petseg", "default", shipped)))}
+    if not pace.is_smoke:
+        found["full_size_clicks"] = tell_figures("full_size_clicks", measure_full_size_clicks(out, sent))
     with run_server(contestant.command, contestant.environment, contestant.ready_path) as server:
         load = Load(server.port, sent, ask_for(folder, NAME), pace.seconds, pace.warm_up_s)
         few = 2 if pace.is_smoke else 20
@@ -315,6 +324,16 @@ def tell(found: T, name: str) -> T:
     shown = ("streams", "batch_size", "rate", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms", "cpu_ms", "errors")
     typer.echo(f"{name:<44} " + "  ".join(f"{key} {facts[key]:.4g}" for key in shown if key in facts))
     return found
+
+
+def measure_full_size_clicks(out: Path, photos: Path) -> Figures:
+    """Clicks where the encoder is the study's: a server of its own, for its weights take up 2 GB."""
+    folder = ensure(out / "full-size")
+    write_full_size_checkpoint(folder)
+    contestant = ours("petseg", "default", folder, model=FULL_SIZE)
+    with run_server(contestant.command, contestant.environment, contestant.ready_path) as server:
+        load = Load(server.port, photos, contestant.asked, seconds=0.0)
+        return asyncio.run(clicks(load, FULL_SIZE, count=5))
 
 
 def tell_figures(name: str, figures: Figures) -> Figures:

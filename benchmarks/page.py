@@ -19,6 +19,7 @@ STEPS = Path(__file__).with_name("steps.md")
 _SCENARIOS = {
     "start": "Start",
     "clicks": "A click on a kept photo",
+    "full_size_clicks": "The same on ViT-L/14, random weights",
     "hang_ups": "After 48 clients hang up",
     "bad_photo": "A bad photo among eight",
     "health": "/healthz under full load",

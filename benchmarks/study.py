@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from models.architectures import get_architecture
 from models.architectures.unet import UNet, UNetConfig
-from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, load_checkpoint, read_card, save_checkpoint
+from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, backbone_digest, load_checkpoint, read_card, save_checkpoint
 from models.engine import takes_prompt
+from training.config import load_config
 from training.official_layout import read_records
 from training.quantize import quantize
 from training.synthetic import generate
@@ -19,6 +20,8 @@ from training.synthetic import generate
 NAME = "study"
 INT8 = "int8"
 """Name of a precision that is a checkpoint of its own, not a setting."""
+FULL_SIZE = "prompt-vitl14"
+"""Recipe on OpenAI's ViT-L/14, beside whose encoder a mask head takes little time."""
 WIDTHS = (32, 64, 128, 256, 512)
 
 
@@ -40,6 +43,26 @@ def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple
         summary=f"UNet of base {widths[0]}, {weights} weights, for the benchmarks.",
     )
     path = folder / f"{NAME}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, model, card)
+    return path
+
+
+def write_full_size_checkpoint(folder: Path) -> Path:
+    """prompt-vitl14.safetensors in `folder`: clicks on the study's own backbone, with random weights."""
+    recipe = load_config(FULL_SIZE)
+    architecture = get_architecture(recipe.architecture)
+    random = {"pretrained": None, "quick_gelu": True}
+    model = architecture(
+        architecture.Config.model_validate(recipe.model | {"backbone": recipe.model["backbone"] | random})
+    )
+    card = ModelCard(
+        architecture=recipe.architecture,
+        config=model.config.model_dump(mode="json"),
+        summary=f"{recipe.summary} Random weights, for the benchmarks.",
+        backbone_digest=backbone_digest(model),
+    )
+    path = folder / f"{FULL_SIZE}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, model, card)
     return path

@@ -80,7 +80,7 @@ def test_goals_are_judged_and_what_was_not_measured_is_said(comparison: Comparis
     assert goals["petseg-bf16: memory by the best batching peer's"].got == "0.30"
     assert at_least("", 2, 1.99).is_met is False
     assert at_most("", 2, 2.0).is_met is True
-    assert [goal.is_met for goal in judge_scenarios({})] == [None] * 12
+    assert {goal.is_met for goal in judge_scenarios({})} == {None}
 
 
 def test_results_come_back_and_make_a_page(comparison: Comparison, tmp_path: Path) -> None:
