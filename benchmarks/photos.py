@@ -15,11 +15,16 @@ _SIZES = ((500, 375), (375, 500), (500, 333), (480, 480))
 """(width, height) in pixels, in turn."""
 
 
-def write_photos(folder: Path, count: int = COUNT, scale: float = 1.0, wanted_bytes: int = WANTED_BYTES) -> Path:
-    """`count` different JPEG files of about `wanted_bytes` in `folder`; `scale` enlarges the sides. Same every time."""
+def write_photos(
+    folder: Path, count: int = COUNT, scale: float = 1.0, wanted_bytes: int = WANTED_BYTES, first: int = 0
+) -> Path:
+    """`count` different JPEG files of about `wanted_bytes` in `folder`; `scale` enlarges the sides. Same every time.
+
+    first: number of the first; photos of other numbers are other crops.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     cat = Image.fromarray(skimage.data.chelsea())  # type: ignore[no-untyped-call]
-    for index in range(count):
+    for index in range(first, first + count):
         (folder / f"{index:03}.jpg").write_bytes(_compress(_vary(cat, index, scale), wanted_bytes))
     return folder
 

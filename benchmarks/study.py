@@ -6,16 +6,17 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.photos import COUNT, write_photos
 from models.architectures import get_architecture
 from models.architectures.unet import UNet, UNetConfig
 from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, backbone_digest, load_checkpoint, read_card, save_checkpoint
 from models.engine import takes_prompt
 from training.config import load_config
-from training.official_layout import read_records
+from training.official_layout import CAT, PetRecord, trimap_path
 from training.quantize import quantize
-from training.synthetic import generate
 
 NAME = "study"
 INT8 = "int8"
@@ -83,7 +84,7 @@ def int8_path(checkpoint: Path) -> Path:
 
 
 def write_int8_checkpoint(checkpoint: Path, photos: int = 96) -> Path:
-    """`checkpoint` in 8-bit integers, calibrated on drawn animals; made where it is not there yet.
+    """`checkpoint` in 8-bit integers, calibrated on other crops than are sent; made where it is not there yet.
 
     Raises ValueError where NNCF is missing.
     """
@@ -92,9 +93,21 @@ def write_int8_checkpoint(checkpoint: Path, photos: int = 96) -> Path:
     if path.is_file() and (made := read_card(path).quantization) and made.source == source.digest:
         return path
     with TemporaryDirectory() as folder:
-        data = generate(Path(folder), photos, 256)
-        quantize(source, data, read_records(data, "trainval"), path)
+        quantize(source, Path(folder), write_calibration(Path(folder), photos), path)
     return path
+
+
+def write_calibration(root: Path, count: int) -> list[PetRecord]:
+    """`count` photos that no load holds, in the official layout under `root`; their trimaps say nothing."""
+    records = []
+    for photo in sorted(write_photos(root / "images", count, first=COUNT).iterdir()):
+        record = PetRecord(photo.stem, breed="Chelsea", species=CAT)
+        with Image.open(photo) as image:
+            trimap = Image.new("L", image.size, color=1)
+        trimap_path(root, record.name).parent.mkdir(parents=True, exist_ok=True)
+        trimap.save(trimap_path(root, record.name))
+        records.append(record)
+    return records
 
 
 def widen(source: UNet, factor: int) -> UNet:
