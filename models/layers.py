@@ -1,7 +1,5 @@
 """Conv blocks that two or more architectures share."""
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,19 +119,20 @@ def resize(features: Tensor, height: int, width: int) -> Tensor:
         return features
     if features.shape[1] <= _FEW_CHANNELS:
         old_height, old_width = (int(side) for side in features.shape[-2:])  # tensors while the network is traced
-        down = bilinear_weights(old_height, int(height), features.device, features.dtype)
-        across = bilinear_weights(old_width, int(width), features.device, features.dtype)
+        down = bilinear_weights(old_height, int(height), features)
+        across = bilinear_weights(old_width, int(width), features)
         return down @ features @ across.T
     return F.interpolate(features, (height, width), mode="bilinear", align_corners=False)
 
 
-@cache
-def bilinear_weights(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What each of `new` places takes of each of `old` ones where a row is resized bilinearly: [new, old]."""
-    with torch.inference_mode(False):  # what serves first may train later
-        each_alone = torch.eye(old, device="cpu")[None]  # [1, old, old]: in each row one place is 1
-        weights = F.interpolate(each_alone, new, mode="linear", align_corners=False)[0].T
-        return weights.contiguous().to(device, dtype)
+def bilinear_weights(old: int, new: int, like: Tensor) -> Tensor:
+    """What each of `new` places takes of each of `old` ones where a row is resized bilinearly: [new, old].
+
+    On the device and in the type of `like`. Made anew each time: one kept from a trace would be no tensor after it.
+    """
+    places = (torch.arange(new, device=like.device) + 0.5) * (old / new) - 0.5
+    distances = places.clamp(0, old - 1)[:, None] - torch.arange(old, device=like.device)
+    return (1 - distances.abs()).clamp(min=0).to(like.dtype)
 
 
 def shrink_mean(features: Tensor, size: int) -> Tensor:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("benchmarks")
-    write_photos(folder / "photos", count=2, wanted_bytes=30_000)
+    write_photos(folder / "photos", count=8, wanted_bytes=30_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(GRAPH_FOLDER.parent))
         yield folder

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.layers import bilinear_weights, resize, shrink_max, shrink_mean
+from models.layers import resize, shrink_max, shrink_mean
 
 
 @pytest.mark.parametrize(
@@ -18,17 +18,6 @@ def test_maps_of_few_channels_are_resized_as_torch_resizes_them(shape: tuple[int
     resized = resize(maps.bfloat16(), *size)
     assert resized.dtype is torch.bfloat16
     torch.testing.assert_close(resized.float(), wanted, atol=2**-7, rtol=0)
-
-
-def test_maps_resized_while_serving_can_be_resized_while_training() -> None:
-    bilinear_weights.cache_clear()
-    maps = torch.rand(1, 1, 3, 3)
-    with torch.inference_mode():
-        resize(maps, 6, 6)
-    maps.requires_grad_()
-    resize(maps, 6, 6).sum().backward()  # type: ignore[no-untyped-call]
-    assert maps.grad is not None
-    torch.testing.assert_close(maps.grad.sum(), torch.tensor(36.0))
 
 
 @pytest.mark.parametrize(("size", "cells"), [(8, 4), (6, 4), (7, 7), (1, 1)])
