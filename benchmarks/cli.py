@@ -328,9 +328,7 @@ def tell(found: T, name: str) -> T:
 
 def measure_full_size_clicks(out: Path, photos: Path) -> Figures:
     """Clicks where the encoder is the study's: a server of its own, for its weights take up 2 GB."""
-    folder = ensure(out / "full-size")
-    write_full_size_checkpoint(folder)
-    contestant = ours("petseg", "default", folder, model=FULL_SIZE)
+    contestant = ours("petseg", "default", write_full_size_checkpoint(out / "full-size").parent, model=FULL_SIZE)
     with run_server(contestant.command, contestant.environment, contestant.ready_path) as server:
         load = Load(server.port, photos, contestant.asked, seconds=0.0)
         return asyncio.run(clicks(load, FULL_SIZE, count=5))

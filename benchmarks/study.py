@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.photos import COUNT, write_photos
 from models.architectures import get_architecture
 from models.architectures.unet import UNet, UNetConfig
+from models.base import SegmentationModel
 from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, backbone_digest, load_checkpoint, read_card, save_checkpoint
 from models.engine import takes_prompt
 from training.config import load_config
@@ -38,15 +39,7 @@ def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple
     else:
         torch.manual_seed(0)
         model = cast(UNet, get_architecture("unet")(UNetConfig(widths=widths)))
-    card = ModelCard(
-        architecture="unet",
-        config=model.config.model_dump(mode="json"),
-        summary=f"UNet of base {widths[0]}, {weights} weights, for the benchmarks.",
-    )
-    path = folder / f"{NAME}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, model, card)
-    return path
+    return _save(folder, NAME, "unet", model, f"UNet of base {widths[0]}, {weights} weights, for the benchmarks.")
 
 
 def write_full_size_checkpoint(folder: Path) -> Path:
@@ -57,16 +50,7 @@ def write_full_size_checkpoint(folder: Path) -> Path:
     model = architecture(
         architecture.Config.model_validate(recipe.model | {"backbone": recipe.model["backbone"] | random})
     )
-    card = ModelCard(
-        architecture=recipe.architecture,
-        config=model.config.model_dump(mode="json"),
-        summary=f"{recipe.summary} Random weights, for the benchmarks.",
-        backbone_digest=backbone_digest(model),
-    )
-    path = folder / f"{FULL_SIZE}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, model, card)
-    return path
+    return _save(folder, FULL_SIZE, recipe.architecture, model, f"{recipe.summary} Random weights, for the benchmarks.")
 
 
 def copy_shipped_checkpoint(folder: Path, model: str) -> Path:
@@ -99,14 +83,12 @@ def write_int8_checkpoint(checkpoint: Path, photos: int = 96) -> Path:
 
 def write_calibration(root: Path, count: int) -> list[PetRecord]:
     """`count` photos that no load holds, in the official layout under `root`; their trimaps say nothing."""
-    records = []
-    for photo in sorted(write_photos(root / "images", count, first=COUNT).iterdir()):
-        record = PetRecord(photo.stem, breed="Chelsea", species=CAT)
+    photos = sorted(write_photos(root / "images", count, first=COUNT).iterdir())
+    records = [PetRecord(photo.stem, breed="Chelsea", species=CAT) for photo in photos]
+    trimap_path(root, photos[0].stem).parent.mkdir(parents=True)
+    for photo in photos:
         with Image.open(photo) as image:
-            trimap = Image.new("L", image.size, color=1)
-        trimap_path(root, record.name).parent.mkdir(parents=True, exist_ok=True)
-        trimap.save(trimap_path(root, record.name))
-        records.append(record)
+            Image.new("L", image.size, color=1).save(trimap_path(root, photo.stem))
     return records
 
 
@@ -130,6 +112,19 @@ def widen(source: UNet, factor: int) -> UNet:
                     own = module.state_dict()[key]
                     value.copy_(own if own.ndim == 0 else _repeat(own, factor, 0))
     return wide.eval()
+
+
+def _save(folder: Path, name: str, architecture: str, model: SegmentationModel, summary: str) -> Path:
+    card = ModelCard(
+        architecture=architecture,
+        config=model.config.model_dump(mode="json"),
+        summary=summary,
+        backbone_digest=backbone_digest(model),
+    )
+    path = folder / f"{name}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, model, card)
+    return path
 
 
 def _repeat(tensor: Tensor, factor: int, axis: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco
+from starlette.types import ASGIApp
 from torch import Tensor
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
@@ -207,6 +208,25 @@ def asgi_scope(path: str, content_type: str) -> dict[str, Any]:
         "client": ("127.0.0.1", 1),
         "server": ("test", 80),
     }
+
+
+def post_until(
+    hang_up: asyncio.Event, app: ASGIApp, path: str, content_type: str, body: bytes
+) -> tuple["asyncio.Future[None]", list[Any]]:
+    """A client that sends `body` whole and closes its connection once `hang_up` is set; with what it is sent."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await hang_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    return asyncio.ensure_future(app(asgi_scope(path, content_type), receive, send)), sent
 
 
 async def until(is_true: Callable[[], bool]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.prompts import PromptTensors
 from service.settings import Settings
-from tests.fakes import ColourModel, HungryModel, StuckModel, asgi_scope, encode, fake_checkpoint, picture, until
+from tests.fakes import ColourModel, HungryModel, StuckModel, encode, fake_checkpoint, picture, post_until, until
 
 pytestmark = pytest.mark.anyio
 
@@ -167,22 +166,6 @@ class TestFatalStall:
         assert (await hung).status_code == 200
 
 
-def post_until(hang_up: asyncio.Event, app: FastAPI, path: str, content_type: str, body: bytes) -> "asyncio.Task[None]":
-    """A client that sends `body` whole, and closes its connection once `hang_up` is set."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop()
-        await hang_up.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        pass
-
-    return asyncio.ensure_future(app(asgi_scope(path, content_type), receive, send))
-
-
 async def test_a_client_that_hangs_up_is_out_of_the_queue_before_it_is_written_down(
     client: httpx.AsyncClient,
     app: FastAPI,
@@ -195,7 +178,7 @@ async def test_a_client_that_hangs_up_is_out_of_the_queue_before_it_is_written_d
     running = asyncio.ensure_future(post(client, "stuck"))
     await until(lambda: pipeline.passes.running_s > 0)
     hang_up = asyncio.Event()
-    leaving = post_until(hang_up, app, "/segment/stuck", "image/png", encode(picture(seed=1)))
+    leaving, _ = post_until(hang_up, app, "/segment/stuck", "image/png", encode(picture(seed=1)))
     await until(lambda: len(pipeline.batcher) == 1)
     queued: list[int] = []
     caplog.set_level(logging.INFO, "petseg.requests")
@@ -223,7 +206,7 @@ async def test_a_batch_whose_client_hangs_up_frees_its_queue(
         for seed in range(1, 6)
     ]
     hang_up = asyncio.Event()
-    leaving = post_until(
+    leaving, _ = post_until(
         hang_up, app, "/segment/stuck/batch", "multipart/form-data; boundary=b", b"".join(parts) + b"--b--\r\n"
     )
     await until(lambda: len(pipeline.batcher) == 5)

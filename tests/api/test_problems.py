@@ -13,7 +13,7 @@ from PIL import Image
 from models.checkpoint import Checkpoint
 from service import errors
 from service.settings import Settings
-from tests.fakes import BrokenModel, StuckModel, asgi_scope, encode, picture, until
+from tests.fakes import BrokenModel, StuckModel, encode, picture, post_until, until
 
 pytestmark = pytest.mark.anyio
 
@@ -382,22 +382,8 @@ async def test_a_client_that_hangs_up_frees_its_place(
     model.is_free.clear()
     running = asyncio.ensure_future(post(client, "stuck"))
     await until(lambda: model.decoded_rows == [1])
-    body = encode(picture())
     hang_up = asyncio.Event()
-    sent: list[Any] = []
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop()
-        await hang_up.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = asgi_scope("/segment/stuck", "image/png")
-    leaving = asyncio.ensure_future(app(scope, receive, send))
+    leaving, sent = post_until(hang_up, app, "/segment/stuck", "image/png", encode(picture()))
     await until_held(app, 2)
     hang_up.set()
     await asyncio.wait_for(leaving, 5)
