@@ -189,12 +189,16 @@ async function refresh(kind = null) {
   }, signal);
 }
 
-/** Send the photo ahead of the first click, so that the click itself is answered in a blink. */
+/** Send the photo ahead of the first click, so that the click itself is answered in a blink; once, whoever sends it. */
 async function prepare(asked, signal) {
   const { photo } = state;
   if (!asked.keeps_images || photo.imageId || !takesClicks(asked)) return;
   const middle = JSON.stringify([[Math.floor(photo.width / 2), Math.floor(photo.height / 2), 1]]);
-  await busy(() => segment(asked, photo, { points: middle }, "rle", signal), signal);
+  await busy(async () => {
+    await photo.upload?.catch(() => {});
+    signal.throwIfAborted();
+    if (!photo.imageId) await segment(asked, photo, { points: middle }, "rle", signal);
+  }, signal);
 }
 
 /**

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from service.masks import COLOURS
 from service.rle import compress_counts, encode_rle
@@ -175,8 +175,12 @@ class TestClicks:
         expect(visit.page.locator("#segments b")).to_have_text("object")
 
     def test_a_model_chosen_while_another_is_asked(self, visit: Visit, photo: bytes, recorder: Recorder) -> None:
-        visit.offer(photo, "photo.png", "image/png")
-        visit.label("click").click()  # at once: the first model has not answered
+        held: list[Route] = []
+        visit.page.route("**/segment/text", lambda route: held.append(route))
+        with visit.page.expect_request("**/segment/text"):
+            visit.offer(photo, "photo.png", "image/png")
+        visit.label("click").click()
+        held.pop().continue_()  # only now does the first model answer
         visit.settle()
         expect(visit.page.locator("#remark")).to_have_text("Click on the animal.")
         assert [sent.has_photo for sent in recorder.posts] == [True]
