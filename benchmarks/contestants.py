@@ -110,9 +110,10 @@ def peers(python: Path, checkpoint: Path) -> list[Contestant]:
         environment |= {"BENCHMARK_THREADS": str(threads), "BENTOML_DO_NOT_TRACK": "True"}
         if threads:
             environment |= {"OMP_NUM_THREADS": str(threads)}
-        if runner == "engine":
+        is_our_engine = runner in ("engine", "pipeline")
+        if is_our_engine:
             environment |= {"PETSEG_PRECISION": "bf16", "PETSEG_STREAMS": "1", "PETSEG_STREAM_THREADS": str(threads)}
-        precision = "bf16" if runner == "engine" else runner
+        precision = "bf16" if is_our_engine else runner
         health = "/segment" if package == "ray" else "/livez" if package == "bentoml" else "/health"
         command = (str(python), *words)
         return Contestant(name, summary, precision, command, environment, Asked("/segment"), health, package)
@@ -128,6 +129,7 @@ def peers(python: Path, checkpoint: Path) -> list[Contestant]:
         peer("litserve-fp32", "LitServe, 2 workers x 1 thread, batching, PyTorch fp32", "litserve", litserve, "fp32"),
         peer("litserve", "LitServe, 2 workers x 1 thread, batching, PyTorch bf16", "litserve", litserve),
         peer("litserve-engine", "the same LitServe running our engine", "litserve", litserve, "engine"),
+        peer("litserve-pipeline", "the same, also our decoding, resizing and PNG", "litserve", litserve, "pipeline"),
         peer("ray", "Ray Serve, 2 replicas x 1 thread, @serve.batch", "ray", ("-m", f"{_PEERS}.ray_server", "{port}")),
         peer("bentoml", "BentoML, 2 workers x 1 thread", "bentoml", bento),
     ]

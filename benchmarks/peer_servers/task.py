@@ -1,30 +1,40 @@
-"""The task every peer serves: an upload's bytes -> indexed PNG mask, with our own decoding, resizing and encoding.
+"""The task every peer serves: an upload's bytes -> indexed PNG mask.
 
-The peers get them so that what differs is the serving (and the engine, where the peer runs plain PyTorch).
+Written as the peers' documentation and that of the libraries would have it: Pillow opens, resizes and writes, torch
+computes. Our own engine, and then our own code around it, take its place one after the other (`BENCHMARK_RUNNER`), so
+that what each of them brings stands apart from what the serving brings.
 """
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps, ImageStat
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
-from models.checkpoint import load_checkpoint
-from models.letterbox import Letterbox, decode_image, image_tensor
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.letterbox import Letterbox
 from service.app import create_app
-from service.masks import encode_png
+from service.masks import COLOURS, encode_png
 from service.predictor import Predictor
 from service.settings import read_settings
 
 CHECKPOINT = "BENCHMARK_CHECKPOINT"
 """Environment variable: path of the checkpoint."""
 RUNNER = "BENCHMARK_RUNNER"
-"""Environment variable: `fp32` and `bf16` are PyTorch, `engine` is our predictor under its PETSEG_* settings."""
+"""Environment variable: `fp32` and `bf16` are PyTorch; `engine` is our engine under its PETSEG_* settings, `pipeline`
+our engine and our decoding, resizing and PNG."""
 THREADS = "BENCHMARK_THREADS"
 """Environment variable: torch's threads in each process; 0 leaves torch's choice."""
 MAX_BATCH_SIZE = 8
+
+Network = Callable[[Tensor], Tensor]
+"""Images [B, 3, S, S] float32 in [0, 1] -> logits [B, K, S, S] float32."""
 
 
 class Task(Protocol):
@@ -40,37 +50,43 @@ class Task(Protocol):
         """The mask as PNG."""
 
 
-class TorchTask:
-    """PyTorch as its documentation would have it: eval, inference_mode, channels_last, autocast."""
+class LibraryTask:
+    """Some network between Pillow and Pillow."""
 
-    def __init__(self, checkpoint: Path, precision: str) -> None:
-        self._model = load_checkpoint(checkpoint).model.eval().to(memory_format=torch.channels_last)
-        self._is_bf16 = precision == "bf16"
-        self._image_size = self._model.config.image_size
+    def __init__(self, network: Network, image_size: int) -> None:
+        self._network = network
+        self._image_size = image_size
 
     def prepare(self, upload: bytes) -> tuple[Tensor, Letterbox]:
         """([3, S, S] float32 in [0, 1], how it was letterboxed)."""
-        photo, original_size = decode_image(upload, at_least=self._image_size)
-        letterbox = Letterbox(original_size, self._image_size)
-        return image_tensor(letterbox.apply_image(photo)), letterbox
+        photo = ImageOps.exif_transpose(Image.open(io.BytesIO(upload))).convert("RGB")
+        letterbox = Letterbox((photo.height, photo.width), self._image_size)
+        (height, width), (top, left) = letterbox.content_size, letterbox.offset
+        content = photo.resize((width, height), Image.Resampling.BILINEAR)
+        red, green, blue = (round(mean) for mean in ImageStat.Stat(content).mean)
+        square = Image.new("RGB", (self._image_size, self._image_size), (red, green, blue))
+        square.paste(content, (left, top))
+        return transforms.to_dtype(transforms.pil_to_tensor(square), torch.float32, scale=True), letterbox
 
     def predict(self, prepared: Sequence[tuple[Tensor, Letterbox]]) -> list[Tensor]:
         """Logits [K, S, S] float32 of each."""
-        images = torch.stack([image for image, _ in prepared]).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._is_bf16):
-            return list(self._model(images, {}).float())
+        with torch.inference_mode():
+            return list(self._network(torch.stack([image for image, _ in prepared])))
 
     def draw(self, prepared: tuple[Tensor, Letterbox], scores: Tensor) -> bytes:
         """The mask as PNG."""
-        return encode_png(prepared[1].restore_mask(scores))
+        mask = prepared[1].restore_logits(scores).max(0).indices.to(torch.uint8)  # argmax takes 25 times as long
+        image, buffer = Image.fromarray(mask.numpy()), io.BytesIO()
+        image.putpalette(np.array(COLOURS, np.uint8).tobytes())
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
 
 
-class EngineTask:
-    """Our predictor with whatever engine and precision its settings choose, without our server."""
+class PipelineTask:
+    """Our predictor and our PNG, without our server."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        app = create_app(read_settings(), [load_checkpoint(checkpoint)])
-        self._predictor: Predictor = app.state.predictors[0]
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
 
     def prepare(self, upload: bytes) -> Any:
         """A prepared request of the predictor."""
@@ -85,13 +101,35 @@ class EngineTask:
         return encode_png(prepared.letterbox.restore_mask(scores.logits))
 
 
+def torch_network(checkpoint: Checkpoint, *, is_bf16: bool) -> Network:
+    """PyTorch as its documentation would have it: eval, channels_last, autocast."""
+    model = checkpoint.model.eval().to(memory_format=torch.channels_last)
+
+    def run(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            logits: Tensor = model(images.contiguous(memory_format=torch.channels_last), {})
+            return logits.float()
+
+    return run
+
+
+def engine_network(predictor: Predictor) -> Network:
+    """Our engine."""
+    engine = predictor.engine
+    return lambda images: engine.decode(engine.encode(images), {})
+
+
 def load_task() -> Task:
     """The task that the environment describes."""
     threads = int(os.environ.get(THREADS, "0"))
     if threads:
         torch.set_num_threads(threads)
-    checkpoint, runner = Path(os.environ[CHECKPOINT]), os.environ.get(RUNNER, "bf16")
-    return EngineTask(checkpoint) if runner == "engine" else TorchTask(checkpoint, runner)
+    checkpoint, runner = load_checkpoint(Path(os.environ[CHECKPOINT])), os.environ.get(RUNNER, "bf16")
+    image_size = checkpoint.model.config.image_size
+    if runner not in ("engine", "pipeline"):
+        return LibraryTask(torch_network(checkpoint, is_bf16=runner == "bf16"), image_size)
+    predictor: Predictor = create_app(read_settings(), [checkpoint]).state.predictors[0]
+    return PipelineTask(predictor) if runner == "pipeline" else LibraryTask(engine_network(predictor), image_size)
 
 
 def answer(task: Task, upload: bytes) -> bytes:
