@@ -25,6 +25,8 @@ INT8 = "int8"
 FULL_SIZE = "prompt-vitl14"
 """Recipe on OpenAI's ViT-L/14, beside whose encoder a mask head takes little time."""
 WIDTHS = (32, 64, 128, 256, 512)
+IMAGE_SIZE = 128
+"""The study's; the shipped UNet may see more."""
 
 
 def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple[int, ...] = WIDTHS) -> Path:
@@ -36,9 +38,10 @@ def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple
     if weights == "shipped":
         source = cast(UNet, load_checkpoint(CHECKPOINT_FOLDER / "unet.safetensors").model)
         model = widen(source, widths[0] // cast(UNetConfig, source.config).widths[0])
+        model.config = model.config.model_copy(update={"image_size": IMAGE_SIZE})
     else:
         torch.manual_seed(0)
-        model = cast(UNet, get_architecture("unet")(UNetConfig(widths=widths)))
+        model = cast(UNet, get_architecture("unet")(UNetConfig(image_size=IMAGE_SIZE, widths=widths)))
     return _save(folder, NAME, "unet", model, f"UNet of base {widths[0]}, {weights} weights, for the benchmarks.")
 
 
