@@ -195,17 +195,18 @@ def store_graph(graph: Any) -> StoredGraph:
 
 
 def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name: str) -> Any:
-    """`module` as a graph for any number of rows, proven to give what torch gives.
+    """`module`, which learns no more, as a graph for any number of rows, proven to give what torch gives.
 
     example: inputs of so many rows. Raises EngineError for a network that does not convert, or not to the same.
     """
     logger.info("%s: converting for OpenVINO, once on this machine", name)
+    module.requires_grad_(False)  # what learns is no constant of a graph
     inputs = tuple(example(_EXAMPLE_ROWS))
     try:
         with torch.no_grad(), _logging_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of each shape that it takes for a constant: they are
             # Unchecked, which halves its time: the graph itself is proven below.
-            traced = torch.jit.trace(module, inputs, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(_Whole(module), inputs, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
             graph = load_openvino().convert_model(traced, example_input=inputs)
         _set_rows(graph, inputs, _PROOF_ROWS)  # refuses shapes that do not fit; running such a graph may crash
         _set_rows(graph, inputs, -1)
@@ -214,6 +215,18 @@ def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name:
         raise EngineError(f"{name}: got a network that OpenVINO does not convert ({reason}); use torch") from error
     _prove(graph, module, example(_PROOF_ROWS), name)
     return graph
+
+
+class _Whole(nn.Module):
+    """A module whose parts tracing does not see: it would copy each, used or not, and a CLIP tower has hundreds."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._run = module.__call__  # bound, so that it is no submodule
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """What the module gives."""
+        return self._run(*tensors)
 
 
 @contextmanager
