@@ -64,6 +64,8 @@ class StageConfig(_Frozen):
     sharp ones, and count most where every photo is measured at its own size."""
     augmentation: AugmentationConfig | None = None
     """This stage's augmentation in place of the run's."""
+    collage_probability: float | None = Field(None, ge=0, le=1)
+    """This stage's share of collages in place of the run's."""
     image_size: int | None = None
     """Side in pixels of this stage's images, for convolutional models; None: the model's own."""
     optimizer: Literal["adam", "adamw"] = "adam"

@@ -215,9 +215,10 @@ def open_training_set(
 ) -> PetDataset:
     """Augmented examples with sampled prompts; offline copies are not augmented a second time.
 
-    stage: whose augmentation stands in for the run's, and which may repeat large photos.
+    stage: whose augmentation and share of collages stand in for the run's, and which may repeat large photos.
     """
     stage = stage or StageConfig()
+    collages = stage.collage_probability
     return PetDataset(
         folder,
         "train",
@@ -226,7 +227,7 @@ def open_training_set(
         sampler=make_sampler(model.prompt_kind, config.prompts),
         make_prompt=prompt_maker(model),
         seed=config.seed,
-        collage_probability=config.data.collage_probability,
+        collage_probability=config.data.collage_probability if collages is None else collages,
         views=config.data.views,
         repeat_large=stage.repeat_large,
         in_memory=not config.data.cache_features,

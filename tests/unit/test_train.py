@@ -190,6 +190,8 @@ def test_a_stage_augments_in_its_own_way(run: Run) -> None:
 
     assert first_loss("default", augmentation={}) == first_loss("none")
     assert first_loss("dark", augmentation={"jitter_brightness": 1.0}) != first_loss("plain")
+    assert first_loss("alone", collage_probability=0.0) == first_loss("plain")
+    assert first_loss("scenes", collage_probability=1.0) != first_loss("plain")
 
 
 def test_patience_ends_a_stage(run: Run) -> None:
