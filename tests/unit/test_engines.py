@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from models import clip_backbone
 from models.base import SegmentationModel
@@ -13,7 +13,7 @@ from models.engine import Engine
 from models.engine_choice import EngineBuilder, EngineOptions
 from models.letterbox import Array, Letterbox, image_tensor
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt
-from tests.e2e.server import GRAPH_FOLDER, ROOT
+from tests.e2e.server import GRAPH_FOLDER
 
 CPU = torch.device("cpu")
 NAMES = sorted(path.stem for path in CHECKPOINT_FOLDER.glob("*.safetensors"))
@@ -26,12 +26,11 @@ ENGINES = {
 
 
 def photos() -> list[Image.Image]:
-    """A cat, a dog and a cat, two of them turned: five pictures of different shapes."""
+    """A real cat, whole, turned, cut on either side and at dusk: pictures of different shapes."""
     cat = Image.fromarray(skimage.data.chelsea())  # type: ignore[no-untyped-call]
-    both = Image.open(ROOT / "service" / "web" / "samples" / "pets.jpg").convert("RGB")
-    width, height = both.size
-    halves = [both.crop((0, 0, width // 2, height)), both.crop((width // 2, 0, width, height))]
-    return [cat, cat.transpose(Image.Transpose.ROTATE_90), both, *halves]
+    width, height = cat.size
+    cuts = [cat.crop((0, 0, 2 * width // 3, height)), cat.crop((width // 3, 0, width, height))]
+    return [cat, cat.transpose(Image.Transpose.ROTATE_90), *cuts, ImageEnhance.Brightness(cat).enhance(0.6)]
 
 
 def prompts(kind: PromptKind, photo: Image.Image) -> list[Prompt]:
