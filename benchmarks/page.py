@@ -99,7 +99,7 @@ def _peers_section(found: PeerResults, picture: str) -> list[str]:
     comparison = found.comparison
     rows = []
     for name in dict.fromkeys(turn.contestant for turn in comparison.turns):
-        rates = [f"{median_of(comparison, name, clients, lambda row: row.rate):.0f}" for clients in CLIENTS]
+        rates = [f"{median_of(comparison, name, clients, rate):.0f}" for clients in CLIENTS]
         p50, p99, server_cpu, client_cpu, pss = (
             f"{median_of(comparison, name, CLIENTS[-1], value):.{digits}f}"
             for value, digits in (
@@ -172,8 +172,8 @@ def _settings_section(found: Comparison, summaries: dict[str, str]) -> list[str]
         figures: list[str] = []
         for clients in (1, 32):
             figures += [
-                f"{median_of(found, name, clients, lambda row: row.rate):.0f}",
-                f"{found.ratio(name, ('default',), lambda row: row.rate, clients):.2f}",
+                f"{median_of(found, name, clients, rate):.0f}",
+                f"{found.ratio(name, ('default',), rate, clients):.2f}",
                 f"{median_of(found, name, clients, lambda row: row.p50_ms):.1f}",
             ]
         cpu, pss = (

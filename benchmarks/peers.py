@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from benchmarks.contestants import Contestant
-from benchmarks.peer_servers.task import torch_network
 from benchmarks.processes import ServerFailedError, run_server
 from benchmarks.raw import PIPELINE, RawResult, raw_grid, run_raw
 from benchmarks.requests import read_photos
 from benchmarks.serve import Case, Row, put
-from models.checkpoint import Checkpoint, load_checkpoint
-from models.letterbox import Array, Letterbox, decode_image, image_tensor
+from models.checkpoint import load_checkpoint
+from models.letterbox import Array, decode_image
+from training.encoded_pictures import EncodedPictures
 
 CLIENTS = (1, 8, 32)
 
@@ -88,17 +87,8 @@ def take_turn(contestant: Contestant, alternation: int, plan: Plan, reference: l
 
 def reference_masks(checkpoint: Path, photos: Path) -> list[Array]:
     """The mask [H, W] uint8 of each photo as it was measured: plain PyTorch in float32, one photo at a time."""
-    return list(_reference_masks(load_checkpoint(checkpoint), read_photos(photos)))
-
-
-def _reference_masks(checkpoint: Checkpoint, uploads: Sequence[bytes]) -> Iterator[Array]:
-    network = torch_network(checkpoint, is_bf16=False)
-    for upload in uploads:
-        photo, original_size = decode_image(upload)
-        letterbox = Letterbox(original_size, checkpoint.model.config.image_size)
-        with torch.inference_mode():
-            logits = network(image_tensor(letterbox.apply_image(photo))[None])[0]
-        yield letterbox.restore_logits(logits).argmax(0).to(torch.uint8).numpy()
+    model = load_checkpoint(checkpoint).model
+    return [EncodedPictures(model, [decode_image(upload)[0]]).masks([None])[0] for upload in read_photos(photos)]
 
 
 def compare_masks(answers: Path, reference: Sequence[Array]) -> float:
