@@ -19,7 +19,7 @@ from benchmarks.requests import read_photos
 from benchmarks.statistics import median
 from models.checkpoint import load_checkpoint
 from models.letterbox import Array, Letterbox, decode_image, image_tensor
-from models.upsampling import enlarge_argmax, resize_argmax
+from models.upsampling import resize_argmax
 from service.masks import COLOURS
 from service.png import encode_indexed, pack
 from service.rle import encode_rle
@@ -45,7 +45,7 @@ def measure_edges(checkpoint: Path, photos: Path, large_photos: Path, repeats: i
     """Every way of every step, on a small and on a 12-megapixel photo."""
     model = load_checkpoint(checkpoint).model
     rows = []
-    for photo, folder, is_large in (("100 KB", photos, False), ("12 megapixels", large_photos, True)):
+    for photo, folder in (("100 KB", photos), ("12 megapixels", large_photos)):
         upload = read_photos(folder)[0]
         image, size = decode_image(upload)
         letterbox = Letterbox(size, model.config.image_size)
@@ -54,7 +54,7 @@ def measure_edges(checkpoint: Path, photos: Path, large_photos: Path, repeats: i
         mask = letterbox.restore_mask(logits)
         steps: dict[str, dict[str, Callable[[], object]]] = {
             "decode and letterbox": _decodings(upload, letterbox),
-            "logits to mask": _enlargings(logits, letterbox, is_large),
+            "logits to mask": _enlargings(logits, letterbox),
             "mask to PNG": _encodings(mask),
             "mask to RLE": _runs(mask > 0),
         }
@@ -95,18 +95,13 @@ def _decodings(upload: bytes, letterbox: Letterbox) -> dict[str, Callable[[], ob
     }
 
 
-def _enlargings(logits: torch.Tensor, letterbox: Letterbox, is_large: bool) -> dict[str, Callable[[], object]]:
-    height, width = letterbox.original_size
+def _enlargings(logits: torch.Tensor, letterbox: Letterbox) -> dict[str, Callable[[], object]]:
     scores = letterbox.crop(logits).numpy()
-    in_strips = "enlarge a few rows at a time, running maximum" + ("" if is_large else _SERVED)
-    by_cells = "only cells that a border crosses" + (_SERVED if is_large else "")
-    ways: dict[str, Callable[[], object]] = {
+    return {
         "enlarge everything, torch.argmax": lambda: letterbox.restore_logits(logits).argmax(0),
         "enlarge everything, running maximum": lambda: _running_maximum(logits, letterbox),
-        in_strips: lambda: resize_argmax(scores, height, width),
-        by_cells: lambda: enlarge_argmax(scores, height, width),
+        "only cells that a border crosses" + _SERVED: lambda: resize_argmax(scores, *letterbox.original_size),
     }
-    return ways
 
 
 def _running_maximum(logits: torch.Tensor, letterbox: Letterbox) -> torch.Tensor:

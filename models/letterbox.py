@@ -18,15 +18,12 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from models.image_files import FORMATS, MAX_FRAMES, ImageError, ImageTooLargeError, UnsupportedImageError, check_file
-from models.upsampling import enlarge_argmax, resize_argmax
+from models.upsampling import resize_argmax
 
 Array = npt.NDArray[np.uint8]
 
 _STRIP_PIXELS = 1 << 20
 """Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
-
-_LARGE_PIXELS = 1 << 21
-"""From here on `enlarge_argmax` is the faster way to a mask; below, its cells are too small to pay."""
 
 _MOST_COPIED_PIXELS = 1 << 21
 """A photo of more is resized without a copy of it: two of a large one would weigh more than the time they save."""
@@ -65,8 +62,8 @@ class Letterbox:
         height, width = self.content_size
         top, left = self.offset
         content = _resize_photo(image, height, width)
-        square = np.empty((self.image_size, self.image_size, 3), np.uint8)
-        square[:] = _mean_colour(content)
+        row = np.tile(_mean_colour(content), (self.image_size, 1))
+        square = np.tile(row, (self.image_size, 1, 1))  # whole rows: pixel by pixel takes twenty times as long
         square[top : top + height, left : left + width] = content
         return square
 
@@ -98,13 +95,9 @@ class Letterbox:
     def restore_mask(self, logits: Tensor) -> Array:
         """Square scores [K, S, S] -> mask [H, W] uint8: resize the logits, then argmax.
 
-        Equal to `restore_logits(logits).argmax(0)`; on large uploads only what a border crosses is resized at all.
+        Equal to `restore_logits(logits).argmax(0)`, though only what a border crosses is resized at all.
         """
-        height, width = self.original_size
-        content_height, content_width = self.content_size
-        is_enlarged = height >= content_height and width >= content_width
-        find_winners = enlarge_argmax if is_enlarged and height * width >= _LARGE_PIXELS else resize_argmax
-        return find_winners(self.crop(logits).float().cpu().numpy(), height, width)
+        return resize_argmax(self.crop(logits).float().cpu().numpy(), *self.original_size)
 
     def restore_strips(self, logits: Tensor) -> Iterator[Tensor]:
         """`restore_logits` in strips of rows, top to bottom, each [K, rows, W] float32; one strip for small uploads."""

@@ -1,4 +1,4 @@
-"""The winner of enlarged logits without enlarging them: equal to the plain resize, pixel by pixel."""
+"""The winner of resized logits without resizing most of them: equal to the plain resize, pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import letterbox as module
 from models import upsampling
 from models.letterbox import Letterbox
-from models.upsampling import enlarge_argmax, resize_argmax
+from models.upsampling import resize_argmax
 
 
 def plain(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -38,12 +37,19 @@ def test_equals_the_plain_resize(seed: int, classes: int, grid: tuple[int, int],
     scores = torch.randn(classes, *grid, generator=torch.Generator().manual_seed(seed))
     height, width = grid[0] + more[0], grid[1] + more[1]
     enlarged = plain(scores, height, width)
-    assert_equal(enlarge_argmax(scores.numpy(), height, width), enlarged)
     assert_equal(resize_argmax(scores.numpy(), height, width), enlarged)
 
 
+@given(st.integers(0, 2**32), st.tuples(st.integers(1, 150), st.integers(1, 150)))
+@settings(max_examples=80, deadline=None)
+def test_regions_wider_than_a_cell_equal_the_plain_resize(seed: int, size: tuple[int, int]) -> None:
+    few = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(seed))
+    scores = F.interpolate(few[None], (40, 50), mode="bicubic")[0]
+    assert_equal(resize_argmax(scores.numpy(), *size), plain(scores, *size))
+
+
 @pytest.mark.parametrize("size", [(7, 9), (40, 3), (3, 40), (1, 1), (16, 20), (157, 211)])
-@pytest.mark.parametrize("strip_pixels", [1, 300, 1 << 15])
+@pytest.mark.parametrize("strip_pixels", [1, 300, 1 << 19])
 def test_any_size_in_any_strips_equals_the_plain_resize(
     size: tuple[int, int], strip_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,25 +71,20 @@ def test_a_photo_of_12_megapixels_equals_the_plain_resize() -> None:
 
 
 def test_no_border_no_work_and_ties_go_to_the_first_class() -> None:
-    for find_winners in (enlarge_argmax, resize_argmax):
-        scores = np.zeros((3, 4, 5), np.float32)
-        assert (find_winners(scores, 40, 50) == 0).all()
-        scores[2] = 1
-        assert (find_winners(scores, 40, 50) == 2).all()
+    scores = np.zeros((3, 4, 5), np.float32)
+    assert (resize_argmax(scores, 40, 50) == 0).all()
+    scores[2] = 1
+    assert (resize_argmax(scores, 40, 50) == 2).all()
 
 
 def test_a_class_that_wins_between_grid_points_only_is_found() -> None:
     # At the left point class 0 wins, at the right one class 2; class 1 is second at both and first halfway.
     scores = np.array([[[9, 0]], [[8, 8]], [[0, 9]]], np.float32)
-    assert set(np.unique(enlarge_argmax(scores, 1, 100))) == {0, 1, 2}
     assert set(np.unique(resize_argmax(scores, 1, 100))) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("original_size", [(1000, 20), (20, 1000), (100, 1000), (40, 4000)])
-def test_uploads_too_narrow_to_be_enlarged_are_restored_too(
-    original_size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_LARGE_PIXELS", 1)
+def test_uploads_too_narrow_to_be_enlarged_are_restored_too(original_size: tuple[int, int]) -> None:
     letterbox = Letterbox(original_size, 64)
     logits = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))
     assert_equal(letterbox.restore_mask(logits), letterbox.restore_logits(logits))
