@@ -9,6 +9,7 @@ from typing import get_args
 from benchmarks.processes import ROOT
 from benchmarks.requests import Asked
 from benchmarks.study import INT8, NAME, int8_path
+from models.openvino_graph import has_native_bf16
 from service.settings import Settings, variable
 
 _PEERS = "benchmarks.peer_servers"
@@ -86,25 +87,34 @@ def settings_variants(checkpoints: Path) -> list[Contestant]:
     ]
 
 
+def float_precisions() -> list[str]:
+    """The precisions of our settings that this CPU computes in, the fastest last: an imitated one compares nothing."""
+    names = [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
+    return names if has_native_bf16() else [name for name in names if name != "bf16"]
+
+
 def our_variants(checkpoint: Path) -> list[Contestant]:
-    """Our server once for each precision that its settings know by name, in integers where they lie beside
-    `checkpoint`, and once asked with raw bodies."""
+    """Our server once for each of `float_precisions`, in integers where they lie beside `checkpoint`, and once asked
+    with raw bodies."""
     folder, model = checkpoint.parent, checkpoint.stem
-    precisions = [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
+    precisions = float_precisions()
     variants = [
         ours(f"petseg-{precision}", precision, folder, {"PETSEG_PRECISION": precision}, model=model)
         for precision in precisions
     ]
     if (int8 := int8_path(checkpoint)).is_file():
         variants.append(ours("petseg-int8", INT8, int8.parent, model=model))
-    return [*variants, ours("petseg-raw", "bf16", folder, {"PETSEG_PRECISION": "bf16"}, model=model, body="raw")]
+    fast = precisions[-1]
+    return [*variants, ours("petseg-raw", fast, folder, {"PETSEG_PRECISION": fast}, model=model, body="raw")]
 
 
 def peers(python: Path, checkpoint: Path) -> list[Contestant]:
-    """Every peer, run by the interpreter of the peers' environment."""
+    """Every peer in the fastest of `float_precisions`, run by the interpreter of the peers' environment; some once
+    more in fp32 where that is another."""
+    fast = float_precisions()[-1]
 
     def peer(
-        name: str, summary: str, package: str, words: tuple[str, ...], runner: str = "bf16", threads: int = 1
+        name: str, summary: str, package: str, words: tuple[str, ...], runner: str = fast, threads: int = 1
     ) -> Contestant:
         environment = {"BENCHMARK_CHECKPOINT": str(checkpoint), "BENCHMARK_RUNNER": runner}
         environment |= {"BENCHMARK_THREADS": str(threads), "BENTOML_DO_NOT_TRACK": "True"}
@@ -112,8 +122,8 @@ def peers(python: Path, checkpoint: Path) -> list[Contestant]:
             environment |= {"OMP_NUM_THREADS": str(threads)}
         is_our_engine = runner in ("engine", "pipeline")
         if is_our_engine:
-            environment |= {"PETSEG_PRECISION": "bf16", "PETSEG_STREAMS": "1", "PETSEG_STREAM_THREADS": str(threads)}
-        precision = "bf16" if is_our_engine else runner
+            environment |= {"PETSEG_PRECISION": fast, "PETSEG_STREAMS": "1", "PETSEG_STREAM_THREADS": str(threads)}
+        precision = fast if is_our_engine else runner
         health = "/segment" if package == "ray" else "/livez" if package == "bentoml" else "/health"
         command = (str(python), *words)
         return Contestant(name, summary, precision, command, environment, Asked("/segment"), health, package)
@@ -122,14 +132,15 @@ def peers(python: Path, checkpoint: Path) -> list[Contestant]:
     uvicorn = ("-m", "uvicorn", "--factory", factory, "--port", "{port}", "--log-level", "warning")
     litserve = ("-m", f"{_PEERS}.litserve_server", "{port}")
     bento = ("-m", "bentoml", "serve", f"{_PEERS}.bentoml_server:Segmenter", "--host", "127.0.0.1", "--port", "{port}")
-    return [
+    everyone = [
         peer("fastapi-fp32", "FastAPI, blocking handler, PyTorch fp32", "fastapi", uvicorn, "fp32", threads=0),
-        peer("fastapi", "FastAPI, blocking handler, PyTorch bf16", "fastapi", uvicorn, threads=0),
+        peer("fastapi", f"FastAPI, blocking handler, PyTorch {fast}", "fastapi", uvicorn, threads=0),
         peer("uvicorn-2", "the same, 2 workers x 1 thread", "fastapi", (*uvicorn, "--workers", "2")),
         peer("litserve-fp32", "LitServe, 2 workers x 1 thread, batching, PyTorch fp32", "litserve", litserve, "fp32"),
-        peer("litserve", "LitServe, 2 workers x 1 thread, batching, PyTorch bf16", "litserve", litserve),
+        peer("litserve", f"LitServe, 2 workers x 1 thread, batching, PyTorch {fast}", "litserve", litserve),
         peer("litserve-engine", "the same LitServe running our engine", "litserve", litserve, "engine"),
         peer("litserve-pipeline", "the same, also our decoding, resizing and PNG", "litserve", litserve, "pipeline"),
         peer("ray", "Ray Serve, 2 replicas x 1 thread, @serve.batch", "ray", ("-m", f"{_PEERS}.ray_server", "{port}")),
         peer("bentoml", "BentoML, 2 workers x 1 thread", "bentoml", bento),
     ]
+    return everyone if fast != "fp32" else [each for each in everyone if not each.name.endswith("-fp32")]

@@ -33,6 +33,11 @@ class Comparison:
     alternations: int
     cores: int
 
+    @property
+    def peers_precision(self) -> str:
+        """What the peers computed in, where not told otherwise: the fastest that the CPU has."""
+        return next((turn.precision for turn in self.turns if turn.contestant in PEERS), "bf16")
+
     def row(self, name: str, alternation: int, clients: int) -> Row | None:
         """The contestant's row in one alternation."""
         for turn in self.turns:
@@ -92,9 +97,11 @@ class Comparison:
         return median([turn.start_s for turn in self.turns if turn.contestant == name])
 
 
-BF16_PEERS = ("fastapi", "uvicorn-2", "litserve", "ray", "bentoml")
+PEERS = ("fastapi", "uvicorn-2", "litserve", "ray", "bentoml")
+"""In the fastest precision that the CPU computes in."""
 BATCHING_PEERS = ("litserve", "ray")
 FP32_PEERS = ("fastapi-fp32", "litserve-fp32")
+"""Beside them where that is another."""
 
 
 def rate(row: Row) -> float:
@@ -103,40 +110,44 @@ def rate(row: Row) -> float:
 
 
 def judge_peers(found: Comparison) -> list[Goal]:
-    """The goals that a comparison with the peers decides."""
+    """The goals that a comparison with the peers decides; those of bf16 only where the CPU computes in it."""
+    fast = found.peers_precision
+    ours = f"petseg-{fast}"
+    rivals: list[tuple[str, Sequence[str], float, str]] = [
+        ("petseg-int8", PEERS, 2.2, f"best {fast} peer"),
+        (ours, ("fastapi",), 2.8, f"plain FastAPI, {fast}"),
+        (ours, ("litserve-engine",), 1.3, f"LitServe running our engine, {fast}"),
+        ("petseg-fp32", PEERS if fast == "fp32" else FP32_PEERS, 1.5, "best fp32 peer"),
+    ]
+    if fast == "bf16":
+        rivals.insert(0, (ours, PEERS, 1.8, "best bf16 peer"))
     goals = []
     for clients in (8, 32):
-        for ours, theirs, least, whom in (
-            ("petseg-bf16", BF16_PEERS, 1.8, "best bf16 peer"),
-            ("petseg-int8", BF16_PEERS, 2.2, "best bf16 peer"),
-            ("petseg-bf16", ("fastapi",), 2.8, "plain FastAPI, bf16"),
-            ("petseg-fp32", FP32_PEERS, 1.5, "best fp32 peer"),
-            ("petseg-bf16", ("litserve-engine",), 1.3, "LitServe running our engine, bf16"),
-        ):
-            got = found.ratio(ours, theirs, rate, clients)
-            most = found.ceiling(ours.removeprefix("petseg-"), theirs, clients)
-            goal = at_least(f"{ours}, {clients} clients: rate by that of {whom}", least, got)
+        for name, theirs, least, whom in rivals:
+            got = found.ratio(name, theirs, rate, clients)
+            most = found.ceiling(name.removeprefix("petseg-"), theirs, clients)
+            goal = at_least(f"{name}, {clients} clients: rate by that of {whom}", least, got)
             goals.append(replace(goal, ceiling="" if math.isnan(most) else f"{most:.2f}"))
     same = found.same_pixels("petseg-fp32")
     goals.append(at_least("petseg-fp32: pixels equal to the reference masks", 1.0, same, digits=8))
-    for name in ("petseg-fp32", "petseg-bf16", "petseg-int8"):
+    for name in dict.fromkeys(("petseg-fp32", ours, "petseg-int8")):
         precision = name.removeprefix("petseg-")
         for least, has_client in ((0.85, True), (0.95, False)):
             what = "rate by the raw pipeline's" + ("" if has_client else ", the load generator's CPU time taken off")
             got = max_of(found.raw_ratio(name, precision, clients, has_client) for clients in (8, 32))
             goals.append(at_least(f"{name}: {what}", least, got))
     fastest = min(
-        BF16_PEERS, key=lambda name: not_nan(median_of(found, name, 1, lambda row: row.p50_ms), otherwise=math.inf)
+        PEERS, key=lambda name: not_nan(median_of(found, name, 1, lambda row: row.p50_ms), otherwise=math.inf)
     )
-    one = found.ratio("petseg-bf16", (fastest,), lambda row: row.p50_ms, 1)
-    goals.append(at_most(f"petseg-bf16, 1 client: p50 by the lowest of the peers ({fastest})", 0.6, one))
+    one = found.ratio(ours, (fastest,), lambda row: row.p50_ms, 1)
+    goals.append(at_most(f"{ours}, 1 client: p50 by the lowest of the peers ({fastest})", 0.6, one))
     calmest = min(
-        BF16_PEERS, key=lambda name: not_nan(median_of(found, name, 32, lambda row: row.p99_ms), otherwise=math.inf)
+        PEERS, key=lambda name: not_nan(median_of(found, name, 32, lambda row: row.p99_ms), otherwise=math.inf)
     )
-    tail = found.ratio("petseg-bf16", (calmest,), lambda row: row.p99_ms, 32)
-    goals.append(at_most(f"petseg-bf16, 32 clients: p99 by the lowest of the peers ({calmest})", 0.5, tail))
-    memory = found.ratio("petseg-bf16", BATCHING_PEERS, lambda row: row.peak_pss_mb, 32)
-    goals.append(at_most("petseg-bf16: memory by the best batching peer's", 0.5, memory))
+    tail = found.ratio(ours, (calmest,), lambda row: row.p99_ms, 32)
+    goals.append(at_most(f"{ours}, 32 clients: p99 by the lowest of the peers ({calmest})", 0.5, tail))
+    memory = found.ratio(ours, BATCHING_PEERS, lambda row: row.peak_pss_mb, 32)
+    goals.append(at_most(f"{ours}: memory by the best batching peer's", 0.5, memory))
     return goals
 
 

@@ -55,5 +55,5 @@ def _processor() -> str:
         name, _, value = line.partition(":")
         facts.setdefault(name.strip(), value.strip())
     flags = facts.get("flags", "").split()
-    useful = [flag for flag in ("avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if flag in flags]
-    return f"{facts.get('model name', platform.processor())} ({', '.join(useful) or 'no AVX-512'})"
+    useful = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if flag in flags]
+    return f"{facts.get('model name', platform.processor())} ({', '.join(useful) or 'no AVX'})"

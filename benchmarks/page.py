@@ -152,7 +152,8 @@ def _peers_section(found: PeerResults, picture: str) -> list[str]:
 
 def _of_pipeline(found: Comparison) -> str:
     """Our rate by that of the peer that runs all our code but the server, in words."""
-    ratios = {clients: found.ratio("petseg-bf16", ("litserve-pipeline",), rate, clients) for clients in CLIENTS}
+    ours = f"petseg-{found.peers_precision}"
+    ratios = {clients: found.ratio(ours, ("litserve-pipeline",), rate, clients) for clients in CLIENTS}
     shown = [f"{ratio:.2f} at {clients}" for clients, ratio in ratios.items() if not math.isnan(ratio)]
     return f"our rate by its own is {', '.join(shown)} clients" if shown else "it did not take part here"
 

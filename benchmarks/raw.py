@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
+from benchmarks.contestants import float_precisions
 from benchmarks.processes import ROOT, plain_environment
 from benchmarks.requests import read_photos
 from benchmarks.study import INT8, int8_path
@@ -57,9 +57,8 @@ class RawResult:
 
 
 def precisions(checkpoint: Path) -> list[str]:
-    """Every precision that the service knows by name, and integers where `checkpoint` lies beside its own in them."""
-    names = [name for name in get_args(Settings.model_fields["precision"].annotation) if name != "auto"]
-    return [*names, INT8] if int8_path(checkpoint).is_file() else names
+    """Every precision of our settings that pays here, and integers where `checkpoint` lies beside its own in them."""
+    return [*float_precisions(), INT8] if int8_path(checkpoint).is_file() else float_precisions()
 
 
 def run_raw(runs: Sequence[RawRun]) -> Iterator[RawResult]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import contestants
 from benchmarks.goals import Comparison, Goal, at_least, at_most, judge_peers, judge_scenarios
 from benchmarks.page import table, write_page
 from benchmarks.peers import Turn, compare_masks
@@ -81,6 +82,21 @@ def test_goals_are_judged_and_what_was_not_measured_is_said(comparison: Comparis
     assert at_least("", 2, 1.99).is_met is False
     assert at_most("", 2, 2.0).is_met is True
     assert {goal.is_met for goal in judge_scenarios({})} == {None}
+
+
+def test_a_cpu_without_bf16_compares_in_float32(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(contestants, "has_native_bf16", lambda: False)
+    everyone = [*contestants.our_variants(tmp_path / "study.safetensors"), *contestants.peers(tmp_path, tmp_path)]
+    assert {each.precision for each in everyone} == {"fp32"}
+    assert len({each.name for each in everyone}) == len(everyone) == 9
+    turns = [
+        replace(each, contestant=each.contestant.replace("bf16", "fp32"), precision="fp32") for each in comparison.turns
+    ]
+    goals = {goal.name: goal for goal in judge_peers(replace(comparison, turns=turns))}
+    assert goals["petseg-fp32, 8 clients: rate by that of best fp32 peer"].got == "2.00"
+    assert not any("bf16" in name for name in goals)
 
 
 def test_results_come_back_and_make_a_page(comparison: Comparison, tmp_path: Path) -> None:
