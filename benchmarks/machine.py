@@ -11,6 +11,7 @@ import psutil
 import torch
 
 _PACKAGES = ("torch", "openvino", "pillow", "numpy", "fastapi", "uvicorn", "uvloop", "httptools")
+_USEFUL_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
 def describe_machine() -> dict[str, str]:
@@ -55,5 +56,5 @@ def _processor() -> str:
         name, _, value = line.partition(":")
         facts.setdefault(name.strip(), value.strip())
     flags = facts.get("flags", "").split()
-    useful = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if flag in flags]
+    useful = [flag for flag in _USEFUL_FLAGS if flag in flags]
     return f"{facts.get('model name', platform.processor())} ({', '.join(useful) or 'no AVX'})"
