@@ -26,7 +26,6 @@ from service.label_studio import (
 )
 from service.label_studio_images import LabelStudioImages
 from service.masks import find_segments
-from service.operation import ServiceDep
 from service.pipeline import Photo, Pipeline
 from service.predictor import Prediction, Prepared
 from service.request_record import record_of
@@ -57,9 +56,9 @@ async def check_backend(pipeline: PipelineDep) -> BackendHealth:
     responses=openapi.problem_responses(errors.UnknownModel, errors.BodyTooLarge, errors.InvalidRequest),
     openapi_extra=openapi.json_body(SetupRequest),
 )
-async def set_up(request: Request, pipeline: PipelineDep, service: ServiceDep) -> ModelVersion:
+async def set_up(request: Request, pipeline: PipelineDep) -> ModelVersion:
     """Check the labelling configuration: which labels mean which class of the model."""
-    settings = service.settings
+    settings = pipeline.settings
     body = await read_json(request, SetupRequest, settings.max_body_bytes, settings.max_json_values)
     read_labelling(body.schema_, pipeline.predictor.class_names)
     return ModelVersion(model_version=model_version(pipeline))
@@ -82,11 +81,9 @@ async def set_up(request: Request, pipeline: PipelineDep, service: ServiceDep) -
     openapi_extra=openapi.json_body(PredictRequest),
     response_model_exclude_none=True,
 )
-async def predict(
-    request: Request, pipeline: OpenPipelineDep, service: ServiceDep, images: ImagesDep
-) -> LabelStudioPredictions:
+async def predict(request: Request, pipeline: OpenPipelineDep, images: ImagesDep) -> LabelStudioPredictions:
     """Regions for each task. With a person's clicks, a model that takes clicks follows them; without, it has none."""
-    settings, record = service.settings, record_of(request)
+    settings, record = pipeline.settings, record_of(request)
     body = await read_json(request, PredictRequest, settings.max_batch_body_bytes, settings.max_json_values)
     record.note_received()
     record.output, record.photos = "label-studio", len(body.tasks)

@@ -86,7 +86,7 @@ class Pipeline:
             take_turn=turns.take,
         )
         self._pool = pool
-        self._settings = settings
+        self.settings = settings
         self.in_flight = 0
         self.users = 0
         self._is_unused = asyncio.Event()
@@ -111,7 +111,7 @@ class Pipeline:
     @property
     def is_stalled(self) -> bool:
         """Whether a forward pass takes longer than the settings allow."""
-        return 0 < self._settings.stall_s < self.passes.running_s
+        return 0 < self.settings.stall_s < self.passes.running_s
 
     def warm_up(self) -> None:
         """Run what is set up on first use, and take the batch size that pays where the settings leave it open.
@@ -119,7 +119,7 @@ class Pipeline:
         Takes a second or so, on any thread, before the first request.
         """
         engine = self.predictor.engine
-        size = self._settings.max_batch_size or find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type])
+        size = self.settings.max_batch_size or find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type])
         for batch_size in sorted({1, size}):
             engine.warm_up(batch_size)
         self.passes.set_max_batch_size(size)
@@ -155,9 +155,9 @@ class Pipeline:
     async def _segment(
         self, photo: Photo, draw: Callable[[Prepared, Prediction], Drawn], stages: list[Stage]
     ) -> Segmented[Drawn]:
-        deadline = time.monotonic() + self._settings.deadline_s
+        deadline = time.monotonic() + self.settings.deadline_s
         with self._admit(), self._problems(deadline):
-            async with asyncio.timeout(self._settings.deadline_s):
+            async with asyncio.timeout(self.settings.deadline_s):
                 prepared = await self._in_pool(
                     stages, DECODE, self.predictor.prepare, photo.upload, photo.image_id, photo.prompt
                 )
@@ -198,7 +198,7 @@ class Pipeline:
         """The prediction from the device thread; one that never comes counts as waiting all the while."""
         asked_at = time.perf_counter()
         try:
-            batched = await self.batcher.submit(prepared, deadline, self._settings.max_queue_s)
+            batched = await self.batcher.submit(prepared, deadline, self.settings.max_queue_s)
         except BaseException:
             stages.append(Stage(QUEUE, asked_at, time.perf_counter()))
             raise
@@ -215,7 +215,7 @@ class Pipeline:
             raise self._overloaded(error.retry_after_s) from error
         except QueueTimeoutError as error:
             raise Overloaded(
-                f"got no turn with {self.name} within {self._settings.max_queue_s:g} s; "
+                f"got no turn with {self.name} within {self.settings.max_queue_s:g} s; "
                 f"try again in {error.retry_after_s} s",
                 headers={"Retry-After": str(error.retry_after_s)},
             ) from error
@@ -235,7 +235,7 @@ class Pipeline:
 
     def check_room(self) -> None:
         """Raise Overloaded while the model holds all it may; asked before a body is read, so that it costs little."""
-        if self.in_flight >= self._settings.queue_size:
+        if self.in_flight >= self.settings.queue_size:
             self._metrics.count_photo(Overloaded.slug, [])
             raise self._overloaded(self.batcher.retry_after_s())
 
@@ -244,7 +244,7 @@ class Pipeline:
         """Count a request in, unless the model hangs, or others came first while its body was read."""
         if self.is_stalled or self.passes.is_device_lost:
             raise not_ready(f"{self.name} does not answer at present; try again in 5 s", retry_after_s=5)
-        if self.in_flight >= self._settings.queue_size:
+        if self.in_flight >= self.settings.queue_size:
             raise self._overloaded(self.batcher.retry_after_s())
         self.in_flight += 1
         try:
@@ -254,7 +254,7 @@ class Pipeline:
 
     def _overloaded(self, retry_after_s: int) -> Overloaded:
         return Overloaded(
-            f"got one request more than the {self._settings.queue_size} that {self.name} holds; "
+            f"got one request more than the {self.settings.queue_size} that {self.name} holds; "
             f"try again in {retry_after_s} s",
             headers={"Retry-After": str(retry_after_s)},
         )
@@ -266,7 +266,7 @@ class Pipeline:
 
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"got no answer from {self.name} within {self._settings.deadline_s:g} s; "
+            f"got no answer from {self.name} within {self.settings.deadline_s:g} s; "
             "try again later, or send a smaller image"
         )
 

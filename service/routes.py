@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from service import errors, openapi, rendering
 from service.batches import Finished, entry_names, segment_all, zip_archive
 from service.forms import read_batch, read_prompt, read_segment, read_text
-from service.operation import ServiceDep
+from service.operation import ServiceDep, get_service
 from service.pipeline import Photo, Pipeline, Segmented, not_ready
 from service.rendering import Drawing, drawer
 from service.request_record import record_of
@@ -37,26 +37,29 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-async def get_pipeline(request: Request, model: str, service: ServiceDep) -> Pipeline:
+async def get_pipeline(request: Request, model: str) -> Pipeline:
     """The pipeline of the model in the path."""
-    if model not in service.pipelines:
-        known = ", ".join(service.pipelines) or "none is loaded"
+    pipelines = (await get_service(request)).pipelines
+    if model not in pipelines:
+        known = ", ".join(pipelines) or "none is loaded"
         raise errors.UnknownModel(f"got model {model[:60]!r}, wanted one of: {known}")
     record_of(request).model = model
-    return service.pipelines[model]
+    return pipelines[model]
 
 
 PipelineDep = Annotated[Pipeline, Depends(get_pipeline)]
 
 
-async def hold_pipeline(pipeline: PipelineDep, service: ServiceDep) -> AsyncIterator[Pipeline]:
-    """The same, while the server takes new work, held until the answer is sent."""
-    if service.refuses_work:
+async def hold_pipeline(request: Request, model: str) -> AsyncIterator[Pipeline]:
+    """The same, while the server takes new work, held until the answer is sent.
+
+    A dependency of its own: FastAPI takes longer to look up each than all of ours to run.
+    """
+    pipeline = await get_pipeline(request, model)
+    if (await get_service(request)).refuses_work:
         raise not_ready()
-    # Looked up again: its checkpoint may have been reloaded, and what nobody holds is freed.
-    current = service.pipelines.get(pipeline.name, pipeline)
-    with current.in_use():
-        yield current
+    with pipeline.in_use():
+        yield pipeline
 
 
 OpenPipelineDep = Annotated[Pipeline, Depends(hold_pipeline)]
@@ -96,13 +99,13 @@ _BATCH_PROBLEMS = openapi.problem_responses(
     openapi_extra=openapi.segment_extra(),
     tags=["segment"],
 )
-async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceDep) -> Response:
+async def segment(request: Request, pipeline: OpenPipelineDep) -> Response:
     """Cut the animals out of one photo."""
     record = record_of(request)
     pipeline.check_room()
-    upload, fields = await read_segment(request, service.settings.max_body_bytes)
+    upload, fields = await read_segment(request, pipeline.settings.max_body_bytes)
     record.note_received()
-    prompt = read_prompt(fields, service.settings)
+    prompt = read_prompt(fields, pipeline.settings)
     record.output = output = choose_output(request, fields.output, fields.rle)
     refuse_idle_tolerance(fields.tolerance, output)
     record.photos = 1
@@ -124,9 +127,9 @@ async def segment(request: Request, pipeline: OpenPipelineDep, service: ServiceD
     openapi_extra=openapi.batch_extra(),
     tags=["segment"],
 )
-async def segment_batch(request: Request, pipeline: OpenPipelineDep, service: ServiceDep) -> Response:
+async def segment_batch(request: Request, pipeline: OpenPipelineDep) -> Response:
     """Cut the animals out of many photos; one that cannot be read is one problem among the answers."""
-    settings, record = service.settings, record_of(request)
+    settings, record = pipeline.settings, record_of(request)
     uploads, fields = await read_batch(request, settings.max_batch_body_bytes, settings.max_batch_images)
     record.note_received()
     request.state.visit.charge(len(uploads) - 1)
