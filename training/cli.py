@@ -48,6 +48,12 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"petseg-train: {error}", err=True)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("training", "models"):  # ours: a defect, which wants its trace
+            raise
+        typer.echo(f"petseg-train: got no {package} here, wanted it to train; pip install 'petseg[train]'", err=True)
+        sys.exit(2)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`petseg-train` from a drawn data set to a checkpoint."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,18 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("petseg-train: got config 'vnet', wanted a TOML file or one of autoencoder")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("training.cli.app", lambda: importlib.import_module("lightning_that_is_not.fabric"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    wanted = "petseg-train: got no lightning_that_is_not here, wanted it to train; pip install 'petseg[train]'\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_a_defect_of_our_own_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.cli.app", lambda: importlib.import_module("training.no_such_module"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        main()
