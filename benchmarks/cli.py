@@ -259,10 +259,12 @@ def edges_command(
 
 @app.command("page")
 def page_command(
-    out: Out = DEFAULT_OUT, page: Annotated[Path, typer.Option(help="Markdown file.")] = DEFAULT_PAGE
+    out: Out = DEFAULT_OUT,
+    page: Annotated[Path, typer.Option(help="Markdown file.")] = DEFAULT_PAGE,
+    steps: Annotated[bool, typer.Option(help="With what was tried, which is of no one machine.")] = True,
 ) -> None:
     """Write the results page from what the other commands measured."""
-    write_page(page, read_results(out))
+    write_page(page, read_results(out), has_steps=steps)
     typer.echo(f"wrote {page}")
 
 

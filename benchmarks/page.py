@@ -28,8 +28,8 @@ _SCENARIOS = {
 }
 
 
-def write_page(path: Path, found: Results) -> None:
-    """The page at `path`, pictures in the folder beside it that bears its name."""
+def write_page(path: Path, found: Results, has_steps: bool = True) -> None:
+    """The page at `path`, pictures in the folder beside it that bears its name; at its end what was tried."""
     pictures = path.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [
@@ -67,7 +67,7 @@ def write_page(path: Path, found: Results) -> None:
         parts += _raw_section(found.raw, f"{pictures.name}/raw.png")
     if found.edges:
         parts += _edges_section(found.edges)
-    if STEPS.is_file():
+    if has_steps:
         parts.append(STEPS.read_text().strip())
     path.write_text("\n\n".join(parts) + "\n")
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,7 @@ def take_turn(contestant: Contestant, alternation: int, plan: Plan, reference: l
     """Start the contestant, put every number of clients on it, compare its masks, end it."""
     case = Case(plan.checkpoint.stem, contestant.asked, plan.photos, 1)
     answers = plan.answers / contestant.name
+    shutil.rmtree(answers, ignore_errors=True)  # of an earlier turn, perhaps with another model
     with run_server(contestant.command, contestant.environment, contestant.ready_path, root=contestant.root) as server:
         rows = tuple(
             put(server, contestant.name, replace(case, clients=clients), plan.seconds, plan.warm_up_s, answers)

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.goals import Comparison, median_of
+from benchmarks.goals import Comparison, median_of, rate
 from benchmarks.raw import FORWARD, RawResult
 from benchmarks.serve import Row
 
@@ -22,7 +22,7 @@ def plot_peers(path: Path, found: Comparison, clients: Sequence[int]) -> None:
     figure, axes = plt.subplots(figsize=_SIZE, dpi=_DPI)
     height = 0.8 / len(clients)
     for place, count in enumerate(clients):
-        rates = [median_of(found, name, count, lambda row: row.rate) for name in names]
+        rates = [median_of(found, name, count, rate) for name in names]
         places = [index + height * (place - (len(clients) - 1) / 2) for index in range(len(names))]
         axes.barh(places, rates, height, label=f"{count} client{'s' * (count > 1)}")
     axes.set_yticks(range(len(names)), names)

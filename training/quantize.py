@@ -150,6 +150,11 @@ def _quantize(graph: Any, rows: Sequence[Arrays]) -> Any:
         # of biases, from the quantized activations before each layer, gains a quarter of a point over the fast one.
         preset=nncf.QuantizationPreset.PERFORMANCE,
         fast_bias_correction=False,
+        # CPUs without VNNI add two products of bytes in 16 bits and cut off what does not fit. Weights of half the
+        # range fit: there, the study's UNet agrees with float32 on 97.2 % of pixels, and on 71.6 % without.
+        # A product of two activations would still not fit: resizing by matrices stays in floats, at no cost in time.
+        ignored_scope=nncf.IgnoredScope(types=["MatMul"], validate=False),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(rows),
     )

@@ -119,6 +119,9 @@ def test_results_come_back_and_make_a_page(comparison: Comparison, tmp_path: Pat
     page.parent.mkdir()
     write_page(page, results)
     text = page.read_text()
+    assert "## What was tried" in text
+    write_page(page, results, has_steps=False)
+    assert "## What was tried" not in page.read_text()
     assert "| goal | wanted | got | most here | met |" in text
     assert "rate by that of best bf16 peer | >= 1.8 | 2.00 | 2.50 | yes |" in text
     assert "| `litserve`: tuned | 100 | 100 | 100 | 20.0 |" in text
