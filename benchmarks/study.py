@@ -17,7 +17,7 @@ from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, backbone_digest, loa
 from models.engine import takes_prompt
 from training.config import load_config
 from training.official_layout import CAT, PetRecord, trimap_path
-from training.quantize import quantize
+from training.quantize import METHOD, quantize
 
 NAME = "study"
 INT8 = "int8"
@@ -77,7 +77,8 @@ def write_int8_checkpoint(checkpoint: Path, photos: int = 96) -> Path:
     """
     path, source = int8_path(checkpoint), load_checkpoint(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and (made := read_card(path).quantization) and made.source == source.digest:
+    made = read_card(path).quantization if path.is_file() else None
+    if made is not None and (made.source, made.method) == (source.digest, METHOD):
         return path
     with TemporaryDirectory() as folder:
         quantize(source, Path(folder), write_calibration(Path(folder), photos), path)

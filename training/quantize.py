@@ -28,6 +28,9 @@ from training.official_layout import PetRecord, read_photo, records_fingerprint
 
 Arrays = list[npt.NDArray[Any]]
 
+METHOD = "post-training, NNCF: symmetric ranges, weights in half of theirs, biases corrected layer by layer"
+"""What the cards of quantized checkpoints say of how they were made."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -60,7 +63,7 @@ def quantize(checkpoint: Checkpoint, root: Path, records: Sequence[PetRecord], o
         rows = [_decoder_inputs(model, compiled, each) for each in examples]
         graphs["decode"] = _quantize(convert_decoder(model, checkpoint.name), rows)
     quantization = Quantization(
-        method="post-training, NNCF: symmetric ranges, biases corrected layer by layer",
+        method=METHOD,
         source=checkpoint.digest,
         calibration={"photos": len(examples), "fingerprint": records_fingerprint(root, records)},
         made_with=f"nncf {nncf.__version__}, openvino {openvino.__version__}",
