@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def peers_precision(self) -> str:
-        """What the peers computed in, where not told otherwise: the fastest that the CPU has."""
+        """What `PEERS` computed in; bf16 where none took part."""
         return next((turn.precision for turn in self.turns if turn.contestant in PEERS), "bf16")
 
     def row(self, name: str, alternation: int, clients: int) -> Row | None:
@@ -101,7 +101,7 @@ PEERS = ("fastapi", "uvicorn-2", "litserve", "ray", "bentoml")
 """In the fastest precision that the CPU computes in."""
 BATCHING_PEERS = ("litserve", "ray")
 FP32_PEERS = ("fastapi-fp32", "litserve-fp32")
-"""Beside them where that is another."""
+"""The same in fp32, where `PEERS` are faster in another."""
 
 
 def rate(row: Row) -> float:
