@@ -17,7 +17,7 @@ def find_batch_size(
     run: Callable[[int], object],
     limit: int,
     *,
-    budget_s: float = 2.0,
+    budget_s: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
     """The smallest batch size up to `limit` past which doubling it no longer pays.
