@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class Server:
     port: int
     start_s: float
     """From spawn to the first good answer of its readiness address."""
+    settled_s: float
+    """From spawn to when every model runs on the engine that it was meant for; as `start_s` for a peer."""
     log: Path
 
     @property
@@ -81,7 +83,9 @@ def run_server(
         )
     try:
         _wait_until_ready(process, f"http://127.0.0.1:{port}{ready_path}", log)
-        yield Server(process, port, time.perf_counter() - started_at, log)
+        start_s = time.perf_counter() - started_at
+        _wait_until_settled(f"http://127.0.0.1:{port}/models")
+        yield Server(process, port, start_s, time.perf_counter() - started_at, log)
     finally:
         stop(process)
         log.unlink(missing_ok=True)
@@ -116,6 +120,19 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
     raise ServerFailedError(f"got no answer from {url} within {START_DEADLINE_S:g} s:\n{log_end(log)}")
+
+
+def _wait_until_settled(url: str) -> None:
+    """Wait while a server of ours runs models on stand-ins; a peer does not know the address."""
+    with suppress(urllib.error.HTTPError):
+        while "for now" in _get(url):
+            time.sleep(0.05)
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 def log_end(log: Path) -> str:

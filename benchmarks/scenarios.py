@@ -23,14 +23,22 @@ _BUSY_CLIENTS = 32
 
 
 def start(contestant: Contestant) -> Figures:
-    """From spawn to the first good answer of `/readyz`: nothing kept from before, then with the graphs of that time."""
-    seconds = []
+    """From spawn to the first good answer of `/readyz`: nothing kept from before, then with the graphs of that time.
+
+    The first time also to when the last network is converted.
+    """
+    seconds, settled = [], []
     with tempfile.TemporaryDirectory() as empty:
         environment = contestant.environment | {"PETSEG_ENGINE_CACHE": empty}
         for _ in range(2):
             with run_server(contestant.command, environment, contestant.ready_path) as server:
                 seconds.append(server.start_s)
-    return {"seconds": seconds[0], "seconds_with_networks_converted_before": seconds[1]}
+                settled.append(server.settled_s)
+    return {
+        "seconds": seconds[0],
+        "seconds_until_all_are_converted": settled[0],
+        "seconds_with_networks_converted_before": seconds[1],
+    }
 
 
 async def clicks(load: Load, model: str, count: int = 20) -> Figures:

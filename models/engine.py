@@ -33,6 +33,9 @@ class Engine(ABC):
     engine's own affair: only its `decode` reads it, and a cache may keep rows of it in between.
     """
 
+    is_stand_in = False
+    """Whether another engine will take its place as soon as that one is ready."""
+
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
         self.model = model
         self.device = device

@@ -13,7 +13,7 @@ from models.checkpoint import Checkpoint
 from models.engine import Engine, EngineError, Precision
 from models.openvino_engine import OpenVinoCompiler
 from models.openvino_graph import GraphFolder, GraphOptions
-from models.torch_engine import TorchEngine
+from models.torch_engine import StandInEngine, TorchEngine
 
 logger = logging.getLogger("petseg.engine")
 
@@ -57,6 +57,16 @@ class EngineBuilder:
             precision = _precision(options.precision, openvino_graph.has_native_bf16())
             graph_options = GraphOptions(precision, options.streams, options.threads, options.alone_threads)
             self._compiler = OpenVinoCompiler(graph_options, GraphFolder(options.cache_folder))
+
+    def stand_in(self, checkpoint: Checkpoint) -> Engine | None:
+        """What can run `checkpoint` at once where `build` would convert it first, which takes seconds; None elsewhere.
+
+        The network belongs to the stand-in then: `build` wants it loaded once more.
+        """
+        converts = self._compiler is not None and not self._compiler.holds(checkpoint)
+        if not converts or checkpoint.graphs or self.options.engine != "auto":
+            return None
+        return StandInEngine(checkpoint.model)
 
     def build(self, checkpoint: Checkpoint) -> Engine:
         """An engine for `checkpoint`; `auto` falls back on torch and says so. Raises EngineError."""

@@ -73,6 +73,11 @@ class OpenVinoCompiler:
         self._occupancy = Occupancy()
         self._encoders: WeakValueDictionary[str, Graph] = WeakValueDictionary()
 
+    def holds(self, checkpoint: Checkpoint) -> bool:
+        """Whether the folder has all graphs that `compile` would otherwise convert."""
+        halves = (_encoder_key, _decoder_key) if takes_prompt(checkpoint.model) else (_encoder_key,)
+        return all(self.folder.holds(key(checkpoint)) for key in halves)
+
     def compile(self, checkpoint: Checkpoint) -> OpenVinoEngine:
         """An engine for `checkpoint`. Raises EngineError for a network that does not convert.
 
@@ -89,14 +94,13 @@ class OpenVinoCompiler:
         if "encode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["encode"])
         model, name = checkpoint.model, checkpoint.name
-        key = graph_key(model.encoder_digest() or checkpoint.digest, "encode")
-        return self.folder.load(key, lambda: convert_encoder(model, name))
+        return self.folder.load(_encoder_key(checkpoint), lambda: convert_encoder(model, name))
 
     def _decoder(self, checkpoint: Checkpoint) -> Any:
         if "decode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["decode"])
         model, name = checkpoint.model, checkpoint.name
-        return self.folder.load(graph_key(checkpoint.digest, "decode"), lambda: convert_decoder(model, name))
+        return self.folder.load(_decoder_key(checkpoint), lambda: convert_decoder(model, name))
 
     def _shared(self, identity: str, make: Callable[[], Any]) -> Graph:
         encoder = self._encoders.get(identity)
@@ -106,6 +110,14 @@ class OpenVinoCompiler:
 
     def _compiled(self, graph: Any) -> Graph:
         return Graph(graph, self.options, self._occupancy)
+
+
+def _encoder_key(checkpoint: Checkpoint) -> str:
+    return graph_key(checkpoint.model.encoder_digest() or checkpoint.digest, "encode")
+
+
+def _decoder_key(checkpoint: Checkpoint) -> str:
+    return graph_key(checkpoint.digest, "decode")
 
 
 def convert_encoder(model: SegmentationModel, name: str) -> Any:

@@ -36,6 +36,7 @@ _PROOF_ROWS = 3
 _TOLERANCE = 1e-3
 """Largest difference from torch in float32, as a share of the largest output."""
 _KEPT_DAYS = 30
+_GRAPH_FILE = "graph.xml"
 
 
 def is_installed() -> bool:
@@ -155,6 +156,10 @@ class GraphFolder:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
+    def holds(self, key: str) -> bool:
+        """Whether a graph lies under `key`."""
+        return self.folder is not None and (self.folder / key / _GRAPH_FILE).is_file()
+
     def load(self, key: str, convert: Callable[[], Any]) -> Any:
         """The graph under `key`, or what `convert` gives, kept where the folder can be written to."""
         if self.folder is None:
@@ -268,7 +273,7 @@ def _prove(graph: Any, module: nn.Module, inputs: Sequence[Tensor], name: str) -
 
 def _read(entry: Path) -> Any:
     """The graph in the folder `entry`, or None."""
-    file = entry / "graph.xml"
+    file = entry / _GRAPH_FILE
     if not file.is_file():
         return None
     try:
@@ -287,7 +292,7 @@ def _write(graph: Any, entry: Path) -> None:
     with tempfile.TemporaryDirectory(dir=entry.parent) as unfinished:
         inside = Path(unfinished) / "graph"
         inside.mkdir()
-        load_openvino().save_model(graph, inside / "graph.xml", compress_to_fp16=False)
+        load_openvino().save_model(graph, inside / _GRAPH_FILE, compress_to_fp16=False)
         shutil.rmtree(entry, ignore_errors=True)
         inside.rename(entry)
     oldest = time.time() - _KEPT_DAYS * 24 * 3600

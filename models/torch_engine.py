@@ -65,6 +65,28 @@ class TorchEngine(Engine):
             yield
 
 
+class StandInEngine(TorchEngine):
+    """Serves on a CPU until another engine is ready.
+
+    In float32 whatever that one computes in: both may hold the same frozen backbone, whose weights must stay as they
+    are. What it encodes, only it decodes.
+    """
+
+    is_stand_in = True
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__(model, torch.device("cpu"), Precision.FP32)
+
+    @property
+    def name(self) -> str:
+        return f"{super().name}, for now"
+
+    @property
+    def encoder_digest(self) -> str | None:
+        shared = super().encoder_digest
+        return shared and f"{shared}/stand-in"
+
+
 def prepare(engine: TorchEngine) -> None:
     """Fold and cast, in place, what the network computes with."""
     if has_batch_norms(engine.model):

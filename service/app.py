@@ -78,8 +78,10 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     app.state.settings = settings
     app.state.engines = create_engine_builder(device, settings, alone_threads)
     app.state.cache = EmbeddingCache(settings.cache_bytes)
-    app.state.predictors = build_predictors(loaded, app.state.engines, settings, app.state.cache)
-    app.state.has_folder = checkpoints is None
+    has_folder = app.state.has_folder = checkpoints is None
+    app.state.predictors = build_predictors(
+        loaded, app.state.engines, settings, app.state.cache, with_stand_ins=has_folder
+    )
     app.state.metrics = Metrics()
     app.state.label_studio_images = LabelStudioImages(settings)
     app.state.tracing = create_tracing(settings)
@@ -182,17 +184,23 @@ def create_engine_builder(device: torch.device, settings: Settings, alone_thread
 
 
 def build_predictors(
-    checkpoints: Sequence[Checkpoint], engines: EngineBuilder, settings: Settings, cache: EmbeddingCache[KeptImage]
+    checkpoints: Sequence[Checkpoint],
+    engines: EngineBuilder,
+    settings: Settings,
+    cache: EmbeddingCache[KeptImage],
+    *,
+    with_stand_ins: bool = False,
 ) -> list[Predictor]:
     """One predictor per checkpoint; those that take prompts share `cache`, the others keep nothing.
 
+    with_stand_ins: for a start that does not wait for networks to be converted; the reloader replaces them later.
     Raises SettingsError for a network that the engine cannot run.
     """
     none: EmbeddingCache[KeptImage] = EmbeddingCache(0)
     predictors = []
     for checkpoint in checkpoints:
         try:
-            engine = engines.build(checkpoint)
+            engine = (engines.stand_in(checkpoint) if with_stand_ins else None) or engines.build(checkpoint)
         except EngineError as error:
             raise SettingsError(f"{variable('engine')}: {error}") from error
         kept = none if checkpoint.model.prompt_kind is PromptKind.NONE else cache

@@ -116,10 +116,12 @@ class Pipeline:
     def warm_up(self) -> None:
         """Run what is set up on first use, and take the batch size that pays where the settings leave it open.
 
-        Takes a second or so, on any thread, before the first request.
+        Takes a second or so, on any thread, before the first request. For a stand-in nothing is measured.
         """
         engine = self.predictor.engine
-        size = self.settings.max_batch_size or find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type])
+        size = self.settings.max_batch_size or 1
+        if not self.settings.max_batch_size and not engine.is_stand_in:
+            size = find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type])
         for batch_size in sorted({1, size}):
             engine.warm_up(batch_size)
         self.passes.set_max_batch_size(size)

@@ -1,5 +1,7 @@
 """Checkpoints that change on disk are taken up while the service runs: on SIGHUP, or by watching the folder.
 
+So are engines that were not ready when it began: a stand-in runs their networks until then.
+
 A new network is loaded and warmed up beside the old one, which serves until then and finishes what it was asked. One
 that cannot be loaded leaves the old one serving.
 """
@@ -61,7 +63,11 @@ class Reloader:
         self._loop.call_soon_threadsafe(self._is_asked.set)
 
     async def run(self) -> None:
-        """Reload when asked, and when the folder has changed if `reload_poll_s` is set; until cancelled."""
+        """Replace the stand-ins, then reload when asked, and when the folder has changed if `reload_poll_s` is set.
+
+        Until cancelled.
+        """
+        await self._replace_stand_ins()
         settled: Folder | None = None
         latest: Folder | None = None
         while True:
@@ -74,6 +80,18 @@ class Reloader:
                 settled = now
                 await self._try_to_reload()
             latest = now
+
+    async def _replace_stand_ins(self) -> None:
+        """Serve each network by the engine that it was meant for, as soon as that has converted it."""
+        pipelines = self._service.pipelines.items()
+        for name in [name for name, each in pipelines if each.predictor.engine.is_stand_in]:
+            try:
+                new = await asyncio.to_thread(self._build, self._folder / f"{name}.safetensors")
+            except Exception as error:
+                self._note_failure(name, self._service.pipelines[name], error)
+            else:
+                self._replace(name, new)
+                logger.info("%s: served by %s from now on", name, new.predictor.engine.name)
 
     async def _try_to_reload(self) -> None:
         try:
@@ -114,14 +132,18 @@ class Reloader:
                 return
             new = await asyncio.to_thread(self._build, path)
         except Exception as error:
-            # A file that is no checkpoint takes one line; what broke in building or warming up is for the trace.
-            is_expected = isinstance(error, (CheckpointError, SettingsError, OSError))
-            logger.error("%s; %s", error, _what_serves(old), exc_info=None if is_expected else error)
-            self._metrics.reloads.labels(name, FAILED).inc()
+            self._note_failure(name, old, error)
             return
         self._replace(name, new)
         self._metrics.reloads.labels(name, LOADED).inc()
         logger.info("%s: serves checkpoint %s", name, new.predictor.checkpoint.digest[:12])
+
+    def _note_failure(self, name: str, old: Pipeline | None, error: Exception) -> None:
+        """Tell why a network was not taken up, and what serves in its place."""
+        # A file that is no checkpoint takes one line; what broke in building or warming up is for the trace.
+        is_expected = isinstance(error, (CheckpointError, SettingsError, OSError))
+        logger.error("%s; %s", error, _what_serves(old), exc_info=None if is_expected else error)
+        self._metrics.reloads.labels(name, FAILED).inc()
 
     def _replace(self, name: str, new: Pipeline | None) -> None:
         """Route new requests to `new`, or to nobody; the old pipeline ends once its requests are answered."""

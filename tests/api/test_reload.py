@@ -5,6 +5,7 @@ import gc
 import shutil
 import weakref
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import torch
 from fastapi import FastAPI
+from httpx import ASGITransport
 
 from models.architectures import get_architecture
 from models.base import SegmentationModel
@@ -75,6 +77,10 @@ async def seen_by(client: httpx.AsyncClient, model: str = "a") -> int:
 
 async def names(client: httpx.AsyncClient) -> list[str]:
     return [model["name"] for model in (await client.get("/models")).json()["models"]]
+
+
+async def engines(client: httpx.AsyncClient) -> set[str]:
+    return {model["engine"] for model in (await client.get("/models")).json()["models"]}
 
 
 async def test_changed_new_and_removed_files_are_taken_up(
@@ -214,3 +220,44 @@ class TestPolling:
         await asyncio.sleep(0.2)
         assert reloads("b", "failed") == 1  # not tried again as it is
         assert await seen_by(client, "b") == 1
+
+
+@pytest.fixture
+def first_start(folder: Path) -> FastAPI:
+    """The app where nothing was ever converted for OpenVINO."""
+    return create_app(Settings(checkpoints=folder, engine="auto", engine_cache=folder / "graphs", image_threads=2))
+
+
+@asynccontextmanager
+async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        yield client
+
+
+async def test_a_first_start_serves_before_its_networks_are_converted(first_start: FastAPI, folder: Path) -> None:
+    assert {each.engine.name for each in first_start.state.predictors} == {"torch fp32, for now"}
+    async with running(first_start) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        seen = []
+        while await engines(client) != {"openvino fp32"}:
+            seen.append((await seen_by(client, "a"), await seen_by(client, "b")))
+        assert set(seen) == {(0, 1)}
+        assert (await seen_by(client, "a"), await seen_by(client, "b")) == (0, 1)
+    later = create_app(first_start.state.settings)
+    assert {each.engine.name for each in later.state.predictors} == {"openvino fp32"}
+
+
+async def test_a_network_that_cannot_be_taken_up_goes_on_as_it_began(
+    first_start: FastAPI, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "a.safetensors").write_bytes(b"no checkpoint any more")
+    async with running(first_start) as client:
+        while "openvino fp32" not in await engines(client):  # of b, which comes after a
+            await asyncio.sleep(0.005)
+        assert await engines(client) == {"torch fp32, for now", "openvino fp32"}
+        assert (await seen_by(client, "a"), await seen_by(client, "b")) == (0, 1)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "a.safetensors" in line and "the checkpoint that was loaded before goes on serving" in line

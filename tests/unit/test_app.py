@@ -66,6 +66,19 @@ def test_the_cpus_are_shared_among_the_streams(
 
 
 @pytest.mark.anyio
+async def test_nothing_is_measured_for_a_stand_in(
+    monkeypatch: pytest.MonkeyPatch, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    def measure(run: Callable[[int], object], limit: int) -> int:
+        raise AssertionError("a start does not wait for that")
+
+    monkeypatch.setattr("service.pipeline.find_batch_size", measure)
+    app = create_app(Settings(checkpoints=checkpoint_folder, engine="auto", engine_cache=tmp_path))
+    async with app.router.lifespan_context(app):
+        assert app.state.service.is_ready
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(("asked", "found"), [(0, 4), (3, 3)])
 async def test_the_batch_size_is_measured_unless_it_is_set(
     monkeypatch: pytest.MonkeyPatch, unet: Checkpoint, asked: int, found: int

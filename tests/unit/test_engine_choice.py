@@ -7,7 +7,7 @@ import torch
 
 from models import engine_choice, openvino_graph
 from models.checkpoint import Checkpoint, ModelCard
-from models.engine import EngineError, Precision
+from models.engine import EngineError, Precision, example_images, example_prompts
 from models.engine_choice import EngineBuilder, EngineOptions, available_cpus, default_cache_folder
 from models.openvino_engine import OpenVinoCompiler
 from models.openvino_graph import Graph, GraphFolder, GraphOptions
@@ -30,6 +30,37 @@ def test_openvino_is_the_choice_on_a_cpu(unet: Checkpoint, tmp_path: Path) -> No
     engine = EngineBuilder(CPU, EngineOptions(precision="fp32", cache_folder=tmp_path)).build(unet)
     assert engine.name == "openvino fp32"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_stand_in_is_for_networks_that_were_not_converted_yet(unet: Checkpoint, tmp_path: Path) -> None:
+    engines = EngineBuilder(CPU, EngineOptions(precision="bf16", cache_folder=tmp_path))
+    stand_in = engines.stand_in(unet)
+    assert stand_in is not None
+    assert (stand_in.name, stand_in.is_stand_in) == ("torch fp32, for now", True)
+    assert not engines.build(unet).is_stand_in
+    assert engines.stand_in(unet) is None
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_who_names_an_engine_gets_no_other_meanwhile(unet: Checkpoint, tmp_path: Path, engine: str) -> None:
+    options = EngineOptions(engine, "fp32", cache_folder=tmp_path)  # type: ignore[arg-type]
+    assert EngineBuilder(CPU, options).stand_in(unet) is None
+
+
+def test_a_stand_in_leaves_a_shared_tower_as_precise_as_it_was(tmp_path: Path) -> None:
+    checkpoint, again = smoke("prompt"), smoke("prompt")
+    images, prompt = example_images(again.model, 2), example_prompts(again.model, 2)
+    with torch.inference_mode():
+        wanted = again.model(images, prompt)
+    engines = EngineBuilder(CPU, EngineOptions(precision="bf16", cache_folder=tmp_path))
+    stand_in = engines.stand_in(checkpoint)
+    assert stand_in is not None
+    assert again.model.backbone is checkpoint.model.backbone
+    assert torch.allclose(stand_in.decode(stand_in.encode(images), prompt), wanted, atol=1e-4)
+    options = GraphOptions(Precision.FP32, 1, 1)
+    engine = OpenVinoCompiler(options, GraphFolder(tmp_path)).compile(again)
+    assert torch.allclose(engine.decode(engine.encode(images), prompt), wanted, atol=1e-4)
+    assert engine.encoder_digest != stand_in.encoder_digest
 
 
 def test_torch_where_openvino_is_not_installed(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
