@@ -125,7 +125,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
 def _wait_until_settled(url: str) -> None:
     """Wait while a server of ours runs models on stand-ins; a peer does not know the address."""
     with suppress(urllib.error.HTTPError):
-        while "for now" in _get(url):
+        while 'for now"' in _get(url):
             time.sleep(0.05)
 
 

@@ -255,8 +255,7 @@ async def test_a_network_that_cannot_be_taken_up_goes_on_as_it_began(
 ) -> None:
     (folder / "a.safetensors").write_bytes(b"no checkpoint any more")
     async with running(first_start) as client:
-        while "openvino fp32" not in await engines(client):  # of b, which comes after a
-            await asyncio.sleep(0.005)
+        await until(lambda: not first_start.state.service.pipelines["b"].predictor.engine.is_stand_in)  # after a
         assert await engines(client) == {"torch fp32, for now", "openvino fp32"}
         assert (await seen_by(client, "a"), await seen_by(client, "b")) == (0, 1)
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
