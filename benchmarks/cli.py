@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -12,6 +12,7 @@ import typer
 
 from benchmarks.contestants import Contestant, our_variants, ours, peers, settings_variants
 from benchmarks.edges import measure_edges
+from benchmarks.goals import Comparison, judge_peers
 from benchmarks.load import Load
 from benchmarks.page import write_page
 from benchmarks.peers import CLIENTS as PEER_CLIENTS
@@ -55,16 +56,22 @@ class Pace:
 
     seconds: float
     warm_up_s: float
+    rounds: int
     alternations: int
     overload_s: float
     is_smoke: bool = False
+
+    @property
+    def window(self) -> str:
+        """How long each load is measured, in words."""
+        return f"at least {self.seconds:g} s and {self.rounds} answers to each client"
 
     @classmethod
     def choose(cls, short: bool, smoke: bool) -> "Pace":
         """By the command line's flags."""
         if smoke:
-            return cls(0.3, 0.1, 1, 1.0, is_smoke=True)
-        return cls(2.0, 0.7, 3, 20.0) if short else cls(4.0, 1.0, 3, 60.0)
+            return cls(0.3, 0.1, 1, 1, 1.0, is_smoke=True)
+        return cls(2.0, 0.7, 6, 3, 20.0) if short else cls(4.0, 1.0, 10, 3, 60.0)
 
 
 def main() -> None:
@@ -124,9 +131,9 @@ def serve_command(
     seconds = 0.75 * pace.seconds
     rows = [
         tell(row, f"{row.model} {row.output} {row.body} {row.photo} x {row.clients}")
-        for row in measure_serve(out / "models", cases, seconds, pace.warm_up_s)
+        for row in measure_serve(out / "models", cases, seconds, pace.warm_up_s, pace.rounds)
     ]
-    write_results(out, "serve", {"rows": rows})
+    write_results(out, "serve", {"rows": rows, "window": replace(pace, seconds=seconds).window})
 
 
 @app.command("scenarios")
@@ -151,7 +158,7 @@ def scenarios_command(
     if not pace.is_smoke:
         found["full_size_clicks"] = tell_figures("full_size_clicks", measure_full_size_clicks(out, sent))
     with run_server(contestant.command, contestant.environment, contestant.ready_path) as server:
-        load = Load(server.port, sent, ask_for(folder, NAME), pace.seconds, pace.warm_up_s)
+        load = Load(server.port, sent, ask_for(folder, NAME), pace.seconds, pace.warm_up_s, rounds=pace.rounds)
         few = 2 if pace.is_smoke else 20
         found["clicks"] = tell_figures("clicks", asyncio.run(clicks(load, "prompt", few)))
         found["hang_ups"] = tell_figures("hang_ups", asyncio.run(hang_ups(load, 1 if pace.is_smoke else 5)))
@@ -185,7 +192,9 @@ def peers_command(
         write_int8_checkpoint(checkpoint)
     contestants, absent = choose_contestants(checkpoint, python, only)
     clients = (2,) if pace.is_smoke else PEER_CLIENTS
-    plan = Plan(sent, checkpoint, out / "answers", pace.seconds, pace.warm_up_s, pace.alternations, clients)
+    plan = Plan(
+        sent, checkpoint, out / "answers", pace.seconds, pace.warm_up_s, pace.rounds, pace.alternations, clients
+    )
     turns: list[Turn] = []
     raw: list[RawResult] = []
     for each in alternate(contestants, plan):
@@ -204,11 +213,13 @@ def peers_command(
         "versions": peer_versions(python),
         "absent": absent,
         "alternations": plan.alternations,
-        "cores": os.cpu_count(),
+        "cores": os.cpu_count() or 1,
         "turns": turns,
         "raw": raw,
     }
-    write_results(out, f"peers-{model}", found)
+    write_results(out, f"peers-{model}", found | {"window": pace.window})
+    for goal in judge_peers(Comparison(turns, raw, plan.alternations, os.cpu_count() or 1)):
+        typer.echo(f"{goal.name:<100} wanted {goal.wanted:<8} got {goal.got}")
 
 
 @app.command("settings")
@@ -225,7 +236,9 @@ def settings_command(
     checkpoint = write_study_checkpoint(out / "study", weights)
     variants = settings_variants(checkpoint.parent)
     alternations = min(2, pace.alternations)
-    plan = Plan(sent, checkpoint, out / "answers", 0.75 * pace.seconds, pace.warm_up_s, alternations, (1, 32))
+    plan = Plan(
+        sent, checkpoint, out / "answers", 0.75 * pace.seconds, pace.warm_up_s, pace.rounds, alternations, (1, 32)
+    )
     turns = []
     for each in alternate(variants[: 1 if pace.is_smoke else None], plan):
         if isinstance(each, Turn):
@@ -295,8 +308,9 @@ def choose_contestants(checkpoint: Path, python: Path, only: str) -> tuple[list[
     if unknown := set(names) - {each.name for each in everyone}:
         raise ValueError(f"got --only {sorted(unknown)[0]}, wanted some of {', '.join(each.name for each in everyone)}")
     chosen = [each for each in everyone if not names or each.name in names]
+    absent = [f"`{each.name}` was left out of this run." for each in everyone if each not in chosen]
     missing = {each.package for each in chosen if each.package and not has_package(python, each.package)}
-    absent = [
+    absent += [
         f"{each.name} did not take part: {each.package} is not installed." for each in chosen if each.package in missing
     ]
     return [each for each in chosen if each.package not in missing], absent

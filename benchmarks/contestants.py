@@ -1,5 +1,6 @@
 """Who takes part in a comparison: our server under some settings, or a peer, and how each is started and asked."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from models.openvino_graph import has_native_bf16
 from service.settings import Settings, variable
 
 _PEERS = "benchmarks.peer_servers"
+_RAY = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+"""As Ray Serve's guide to performance would have it."""
 
 
 @dataclass(frozen=True)
@@ -117,30 +120,51 @@ def peers(python: Path, checkpoint: Path) -> list[Contestant]:
         name: str, summary: str, package: str, words: tuple[str, ...], runner: str = fast, threads: int = 1
     ) -> Contestant:
         environment = {"BENCHMARK_CHECKPOINT": str(checkpoint), "BENCHMARK_RUNNER": runner}
-        environment |= {"BENCHMARK_THREADS": str(threads), "BENTOML_DO_NOT_TRACK": "True"}
+        environment |= {"BENCHMARK_THREADS": str(threads), "BENTOML_DO_NOT_TRACK": "True"} | _RAY
         if threads:
             environment |= {"OMP_NUM_THREADS": str(threads)}
         is_our_engine = runner in ("engine", "pipeline")
         if is_our_engine:
             environment |= {"PETSEG_PRECISION": fast, "PETSEG_STREAMS": "1", "PETSEG_STREAM_THREADS": str(threads)}
         precision = fast if is_our_engine else runner
-        health = "/segment" if package == "ray" else "/livez" if package == "bentoml" else "/health"
+        health = {"ray": "/segment", "bentoml": "/readyz"}.get(package, "/health")
         command = (str(python), *words)
         return Contestant(name, summary, precision, command, environment, Asked("/segment"), health, package)
 
+    cores = os.cpu_count() or 1
     factory = f"{_PEERS}.fastapi_server:create_app"
     uvicorn = ("-m", "uvicorn", "--factory", factory, "--port", "{port}", "--log-level", "warning")
     litserve = ("-m", f"{_PEERS}.litserve_server", "{port}")
-    bento = ("-m", "bentoml", "serve", f"{_PEERS}.bentoml_server:Segmenter", "--host", "127.0.0.1", "--port", "{port}")
+    bento = ("-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}")
+    workers = ("--workers", str(cores))
     everyone = [
         peer("fastapi-fp32", "FastAPI, blocking handler, PyTorch fp32", "fastapi", uvicorn, "fp32", threads=0),
         peer("fastapi", f"FastAPI, blocking handler, PyTorch {fast}", "fastapi", uvicorn, threads=0),
-        peer("uvicorn-2", "the same, 2 workers x 1 thread", "fastapi", (*uvicorn, "--workers", "2")),
-        peer("litserve-fp32", "LitServe, 2 workers x 1 thread, batching, PyTorch fp32", "litserve", litserve, "fp32"),
-        peer("litserve", f"LitServe, 2 workers x 1 thread, batching, PyTorch {fast}", "litserve", litserve),
+        peer("uvicorn-workers", f"the same, {cores} workers x 1 thread", "fastapi", (*uvicorn, *workers)),
+        peer(
+            "litserve-fp32",
+            f"LitServe, {cores} workers x 1 thread, batching, PyTorch fp32",
+            "litserve",
+            litserve,
+            "fp32",
+        ),
+        peer("litserve", f"LitServe, {cores} workers x 1 thread, batching, PyTorch {fast}", "litserve", litserve),
         peer("litserve-engine", "the same LitServe running our engine", "litserve", litserve, "engine"),
         peer("litserve-pipeline", "the same, also our decoding, resizing and PNG", "litserve", litserve, "pipeline"),
-        peer("ray", "Ray Serve, 2 replicas x 1 thread, @serve.batch", "ray", ("-m", f"{_PEERS}.ray_server", "{port}")),
-        peer("bentoml", "BentoML, 2 workers x 1 thread", "bentoml", bento),
+        peer(
+            "ray",
+            f"Ray Serve, {cores} replicas x 1 thread, @serve.batch",
+            "ray",
+            ("-m", f"{_PEERS}.ray_server", "{port}"),
+        ),
+        peer(
+            "bentoml", f"BentoML, {cores} workers x 1 thread", "bentoml", (*bento, f"{_PEERS}.bentoml_server:Segmenter")
+        ),
+        peer(
+            "bentoml-batching",
+            f"BentoML, {cores} workers x 1 thread, adaptive batching",
+            "bentoml",
+            (*bento, f"{_PEERS}.bentoml_server:BatchingSegmenter"),
+        ),
     ]
     return everyone if fast != "fp32" else [each for each in everyone if not each.name.endswith("-fp32")]

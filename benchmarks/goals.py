@@ -9,6 +9,7 @@ from benchmarks.raw import RawResult
 from benchmarks.scenarios import Figures
 from benchmarks.serve import Row
 from benchmarks.statistics import median, without_client
+from service.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,18 @@ class Comparison:
     def ratio(self, ours: str, theirs: Sequence[str], value: Callable[[Row], float], clients: int) -> float:
         """Median over the alternations of our value by the best peer's; the best is the one of the highest rate.
 
-        NaN where one of the sides did not take part.
+        NaN where one of the sides did not take part, or got no answer.
         """
-        ratios = []
+        return median(self.ratios(ours, theirs, value, clients))
+
+    def ratios(self, ours: str, theirs: Sequence[str], value: Callable[[Row], float], clients: int) -> list[float]:
+        """The same of each alternation."""
+        found = []
         for alternation in range(self.alternations):
             own, best = self.row(ours, alternation, clients), self._best(theirs, alternation, clients)
             if own is not None and best is not None:
-                ratios.append(value(own) / value(best))
-        return median(ratios)
+                found.append(value(own) / value(best))
+        return found
 
     def raw_ratio(self, ours: str, precision: str, clients: int, has_client: bool) -> float:
         """Median of our rate by the best raw pipeline's of the same alternation, the load generator's CPU on or off."""
@@ -67,7 +72,7 @@ class Comparison:
                 if not has_client:
                     rate = without_client(rate, client_cpu_s, row.seconds, self.cores)
                 ratios.append(rate / raw_rate)
-        return _median_of_known(ratios)
+        return median(ratios)
 
     def ceiling(self, precision: str, theirs: Sequence[str], clients: int) -> float:
         """Median of the best raw pipeline's rate by the best peer's: no server with our engine can do more here."""
@@ -75,11 +80,11 @@ class Comparison:
         for alternation in range(self.alternations):
             if (best := self._best(theirs, alternation, clients)) is not None:
                 ratios.append(self._raw_rate(precision, alternation) / best.rate)
-        return _median_of_known(ratios)
+        return median(ratios)
 
     def _best(self, names: Sequence[str], alternation: int, clients: int) -> Row | None:
         """The row of the highest rate among those contestants in one alternation."""
-        rows = [row for name in names if (row := self.row(name, alternation, clients)) is not None]
+        rows = [row for name in names if (row := self.row(name, alternation, clients)) is not None and row.answered]
         return max(rows, key=lambda row: row.rate, default=None)
 
     def _raw_rate(self, precision: str, alternation: int) -> float:
@@ -87,6 +92,12 @@ class Comparison:
         runs = [each.rate for each in self.raw if each.precision == precision]
         size = len(runs) // max(1, self.alternations)
         return max(runs[alternation * size : (alternation + 1) * size], default=math.nan)
+
+    def best(self, names: Sequence[str], clients: int, value: Callable[[Row], float]) -> str:
+        """Who of `names` has the highest median of `value`; empty where none got an answer."""
+        medians = {name: median_of(self, name, clients, value) for name in names}
+        known = [name for name in names if not math.isnan(medians[name])]
+        return max(known, key=medians.__getitem__, default="")
 
     def same_pixels(self, name: str) -> float:
         """The worst agreement with the reference masks; NaN where it did not take part."""
@@ -97,11 +108,16 @@ class Comparison:
         return median([turn.start_s for turn in self.turns if turn.contestant == name])
 
 
-PEERS = ("fastapi", "uvicorn-2", "litserve", "ray", "bentoml")
+DEADLINE_S: float = Settings.model_fields["deadline_s"].default
+PEERS = ("fastapi", "uvicorn-workers", "litserve", "ray", "bentoml", "bentoml-batching")
 """In the fastest precision that the CPU computes in."""
-BATCHING_PEERS = ("litserve", "ray")
+BATCHING_PEERS = ("litserve", "ray", "bentoml-batching")
 FP32_PEERS = ("fastapi-fp32", "litserve-fp32")
 """The same in fp32, where `PEERS` are faster in another."""
+
+LEAST_SAME = {"fp32": 0.9999, "bf16": 0.995, "int8": 0.95}
+"""Share of pixels as in the reference masks, by precision, below which a rate is worth nothing. What integers may cost
+is judged by mIoU, which `petseg-train quantize` measures; here a whole network is only told from a broken one."""
 
 
 def rate(row: Row) -> float:
@@ -121,34 +137,65 @@ def judge_peers(found: Comparison) -> list[Goal]:
     ]
     if fast == "bf16":
         rivals.insert(0, (ours, PEERS, 1.8, "best bf16 peer"))
+    return [
+        *(_judge_rate(found, clients, *rival) for clients in (8, 32) for rival in rivals),
+        *_judge_masks(found, dict.fromkeys(("petseg-fp32", ours, "petseg-int8"))),
+        *_judge_raw(found, dict.fromkeys(("petseg-fp32", ours, "petseg-int8"))),
+        *_judge_waiting(found, ours),
+    ]
+
+
+def _judge_rate(found: Comparison, clients: int, name: str, theirs: Sequence[str], least: float, whom: str) -> Goal:
+    ratios = found.ratios(name, theirs, rate, clients)
+    most = found.ceiling(_precision(name), theirs, clients)
+    if len(theirs) > 1 and (best := found.best(theirs, clients, rate)):
+        whom = f"{whom} ({best})"
+    goal = at_least(f"{name}, {clients} clients: rate by that of {whom}", least, median(ratios))
+    if len(ratios) > 1:
+        goal = replace(goal, got=f"{goal.got} ({min(ratios):.2f} - {max(ratios):.2f})")
+    if found.same_pixels(name) < LEAST_SAME[_precision(name)]:
+        goal = replace(goal, got=f"{goal.got}, but wrong masks", is_met=False)
+    return replace(goal, ceiling="" if math.isnan(most) else f"{most:.2f}")
+
+
+def _judge_masks(found: Comparison, names: Iterable[str]) -> list[Goal]:
+    """Of float32 all pixels are wanted, which rounding alone may cost a few of."""
     goals = []
-    for clients in (8, 32):
-        for name, theirs, least, whom in rivals:
-            got = found.ratio(name, theirs, rate, clients)
-            most = found.ceiling(name.removeprefix("petseg-"), theirs, clients)
-            goal = at_least(f"{name}, {clients} clients: rate by that of {whom}", least, got)
-            goals.append(replace(goal, ceiling="" if math.isnan(most) else f"{most:.2f}"))
-    same = found.same_pixels("petseg-fp32")
-    goals.append(at_least("petseg-fp32: pixels equal to the reference masks", 1.0, same, digits=8))
-    for name in dict.fromkeys(("petseg-fp32", ours, "petseg-int8")):
-        precision = name.removeprefix("petseg-")
-        for least, has_client in ((0.85, True), (0.95, False)):
-            what = "rate by the raw pipeline's" + ("" if has_client else ", the load generator's CPU time taken off")
-            got = max_of(found.raw_ratio(name, precision, clients, has_client) for clients in (8, 32))
-            goals.append(at_least(f"{name}: {what}", least, got))
-    fastest = min(
-        PEERS, key=lambda name: not_nan(median_of(found, name, 1, lambda row: row.p50_ms), otherwise=math.inf)
-    )
-    one = found.ratio(ours, (fastest,), lambda row: row.p50_ms, 1)
-    goals.append(at_most(f"{ours}, 1 client: p50 by the lowest of the peers ({fastest})", 0.6, one))
-    calmest = min(
-        PEERS, key=lambda name: not_nan(median_of(found, name, 32, lambda row: row.p99_ms), otherwise=math.inf)
-    )
-    tail = found.ratio(ours, (calmest,), lambda row: row.p99_ms, 32)
-    goals.append(at_most(f"{ours}, 32 clients: p99 by the lowest of the peers ({calmest})", 0.5, tail))
-    memory = found.ratio(ours, BATCHING_PEERS, lambda row: row.peak_pss_mb, 32)
-    goals.append(at_most(f"{ours}: memory by the best batching peer's", 0.5, memory))
+    for name in names:
+        precision = _precision(name)
+        least = 1.0 if precision == "fp32" else LEAST_SAME[precision]
+        goals.append(at_least(f"{name}: pixels as in the reference masks", least, found.same_pixels(name), digits=7))
     return goals
+
+
+def _judge_raw(found: Comparison, names: Iterable[str]) -> list[Goal]:
+    goals = []
+    for name in names:
+        for least, has_client in ((0.85, True), (0.95, False)):
+            what = "rate by the raw pipeline's, the better of 8 and 32 clients"
+            what += "" if has_client else ", the load generator's CPU time taken off"
+            got = max_of(found.raw_ratio(name, _precision(name), clients, has_client) for clients in (8, 32))
+            goals.append(at_least(f"{name}: {what}", least, got))
+    return goals
+
+
+def _judge_waiting(found: Comparison, ours: str) -> list[Goal]:
+    """Latencies and memory, each by the peer that needs least."""
+
+    def by_lowest(what: str, most: float, peers: Sequence[str], clients: int, value: Callable[[Row], float]) -> Goal:
+        lowest = found.best(peers, clients, lambda row: -value(row))
+        got = found.ratio(ours, (lowest,), value, clients)
+        return at_most(f"{ours}{what} ({lowest or 'no peer'})", most, got)
+
+    return [
+        by_lowest(", 1 client: p50 by the lowest of the peers", 0.6, PEERS, 1, lambda row: row.p50_ms),
+        by_lowest(", 32 clients: p99 by the lowest of the peers", 0.5, PEERS, 32, lambda row: row.p99_ms),
+        by_lowest(": memory by the lowest of the batching peers", 0.5, BATCHING_PEERS, 32, lambda row: row.peak_pss_mb),
+    ]
+
+
+def _precision(name: str) -> str:
+    return name.removeprefix("petseg-")
 
 
 def judge_scenarios(found: dict[str, Figures]) -> list[Goal]:
@@ -175,31 +222,31 @@ def judge_scenarios(found: dict[str, Figures]) -> list[Goal]:
             figure("clicks", "kept_server_ms"),
         ),
         at_most("request after 48 hang-ups by the same when idle", 2.0, figure("hang_ups", "after_of_idle")),
-        at_most("good photos lost to a bad one among eight", 0.0, figure("bad_photo", "good_lost")),
+        at_most("good photos lost to a truncated one among eight", 0.0, figure("bad_photo", "good_lost")),
         at_most("/healthz under full load: p99 in ms", 20.0, figure("health", "p99_ms")),
+        at_most("/healthz under full load: answers that were not 200", 0.0, figure("health", "failed")),
         at_most("overload: p99 of a refusal in ms", 50.0, figure("overload", "refused_p99_ms")),
         at_most("overload: refusals without Retry-After", 0.0, figure("overload", "without_retry_after")),
-        at_most("overload: accepted requests past their deadline", 0.0, figure("overload", "late")),
+        at_most("overload: accepted requests past their deadline (504)", 0.0, figure("overload", "late")),
+        at_most(
+            "overload: the slowest accepted answer in ms", 1000 * DEADLINE_S, figure("overload", "accepted_max_ms")
+        ),
         at_most("overload: answers of another kind, or none", 0.0, figure("overload", "other")),
         at_most("overload: growth of memory in MB once settled", 10.0, figure("overload", "growth_mb")),
+        at_least("overload: the process lives on", 1.0, figure("overload", "is_alive")),
         at_least("overload: accepted by the sustainable rate", 0.8, figure("overload", "accepted_of_sustainable")),
     ]
 
 
 def median_of(found: Comparison, name: str, clients: int, value: Callable[[Row], float]) -> float:
-    """Median over the alternations; NaN where the contestant did not take part."""
+    """Median over the alternations; NaN where the contestant did not take part, or got no answer."""
+    return median(values_of(found, name, clients, value))
+
+
+def values_of(found: Comparison, name: str, clients: int, value: Callable[[Row], float]) -> list[float]:
+    """One value for each alternation in which the contestant got an answer."""
     rows = [found.row(name, alternation, clients) for alternation in range(found.alternations)]
-    return median([value(row) for row in rows if row is not None])
-
-
-def not_nan(value: float, otherwise: float) -> float:
-    """`value`, or `otherwise` for NaN."""
-    return otherwise if math.isnan(value) else value
-
-
-def _median_of_known(values: Iterable[float]) -> float:
-    """The median without NaN; NaN where all are."""
-    return median([value for value in values if not math.isnan(value)])
+    return [value(row) for row in rows if row is not None and row.answered]
 
 
 def max_of(values: Iterable[float]) -> float:

@@ -6,10 +6,13 @@ again once it has its answer. Open loop: requests come at a fixed rate, whatever
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
+import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +21,13 @@ from benchmarks.requests import Asked, Request, build_request, read_photos
 from benchmarks.statistics import Latency, describe_latency
 
 _GRACE_S = 20.0
+"""For what is under way once the clock has stopped."""
+_LONGEST_S = 20.0
+"""The clock stops after so long whether or not each client has had its rounds."""
+_WARM_UP_ROUNDS = 2
+_RETRY_S = 0.05
+_MARK = "clock"
+"""Line that the process prints when the clock starts, and again when it stops."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +38,14 @@ class Load:
     photos: Path
     asked: Asked
     seconds: float
+    """The clock runs at least so long."""
     warm_up_s: float = 0.0
     """Before the clock starts, with the same load."""
     clients: int = 1
     """Closed loop: clients that ask side by side."""
+    rounds: int = 0
+    """Closed loop: answers for each client, in the mean, before the clock may stop, and two before it starts: a short
+    window holds too few answers of a slow server for a rate, and cuts off its latencies."""
     rate: float = 0.0
     """Open loop where above 0: requests a second."""
     answers: Path | None = None
@@ -44,13 +58,13 @@ class LoadResult:
     """What the clients saw while the clock ran."""
 
     seconds: float
+    """How long that was."""
     answered: int
     """Good answers."""
-    answered_in_all: int
-    """The same with those before the clock started and after it stopped: the work that a server's CPU time is of."""
     statuses: dict[str, int]
-    """Answers by status; `lost` for connections that broke."""
+    """Answers by status; `lost` for connections that broke or could not be had, `unanswered` for those given up."""
     good: Latency
+    """Of what was asked while the clock ran, however late the answer came; in an open loop from when it was due."""
     refused: Latency
     """Of the answers 429 and 503."""
     without_retry_after: int
@@ -71,36 +85,76 @@ class LoadResult:
 
 @dataclass
 class _Tally:
-    starts_at: float
-    ends_at: float
+    """What was asked and answered. The clock is a window on it: `start` opens it, `stop` closes it."""
+
+    started_at: float = math.inf
+    stopped_at: float = math.inf
+    ended: Counter[str] = field(default_factory=Counter)
+    """Requests by status that ended while the clock ran. By their end alone: without those under way at the start, a
+    short load would count as many too few as there are clients."""
     latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds by status, of requests that were sent while the clock ran."""
+    under_way: int = 0
+    """Of these, how many have not ended."""
+    answered_in_all: int = 0
     kept: dict[int, bytes] = field(default_factory=dict)
     received_bytes: int = 0
     without_retry_after: int = 0
-    answered_in_all: int = 0
 
-    def count(self, place: int, started_at: float, answer: Answer | None) -> None:
-        now = time.perf_counter()
+    def start(self) -> None:
+        self.started_at = time.perf_counter()
+
+    def stop(self) -> None:
+        self.stopped_at = time.perf_counter()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_at < math.inf
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing that was sent while the clock ran is open: until then the load goes on as it was."""
+        return self.is_stopped and self.under_way <= 0
+
+    def send(self, asked_at: float) -> None:
+        self.under_way += self._is_timed(asked_at)
+
+    def count(self, place: int, asked_at: float, answer: Answer | None) -> None:
+        now, status = time.perf_counter(), "lost" if answer is None else str(answer.status)
         if answer is not None and answer.status == 200:
             self.answered_in_all += 1
             self.kept.setdefault(place, answer.body)
-        # By its end alone: without those under way at the start, a short load would count as many too few as there are
-        # clients, and the rate of a slow server suffer more than that of a fast one.
-        if not self.starts_at <= now <= self.ends_at:
-            return
-        self.latencies["lost" if answer is None else str(answer.status)].append(now - started_at)
-        if answer is not None:
-            self.received_bytes += len(answer.body)
-            self.without_retry_after += answer.status in (429, 503) and answer.header("retry-after") is None
+        if self._is_timed(asked_at):
+            self.under_way -= 1
+            self.latencies[status].append(now - asked_at)
+        if self._is_timed(now):
+            self.ended[status] += 1
+            if answer is not None:
+                self.received_bytes += len(answer.body)
+                self.without_retry_after += answer.status in (429, 503) and answer.header("retry-after") is None
+
+    def _is_timed(self, moment: float) -> bool:
+        return self.started_at <= moment <= self.stopped_at
 
 
-def run_load(load: Load) -> LoadResult:
-    """Run the load in a process of its own. Raises RuntimeError with what that process said."""
+def run_load(load: Load, on_clock: Callable[[], object] = lambda: None) -> LoadResult:
+    """Run the load in a process of its own. Raises RuntimeError with what that process said.
+
+    on_clock: called when the clock starts and when it stops.
+    """
     spec = json.dumps(asdict(load), default=str)
-    done = subprocess.run([sys.executable, "-m", "benchmarks.load"], input=spec, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the load generator ended with {done.returncode}:\n{done.stderr}")
-    return read_result(done.stdout)
+    said = ""
+    with tempfile.TemporaryFile("w+") as errors:
+        words = [sys.executable, "-m", "benchmarks.load", spec]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            for said in process.stdout:
+                if said.strip() == _MARK:
+                    on_clock()
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"the load generator ended with {process.returncode}:\n{errors.read()}")
+    return read_result(said)
 
 
 async def run_load_beside(load: Load) -> LoadResult:
@@ -114,74 +168,104 @@ def read_result(text: str) -> LoadResult:
     return LoadResult(**(found | {name: Latency(**found[name]) for name in ("good", "refused")}))
 
 
-async def generate(load: Load) -> LoadResult:
+async def generate(load: Load, on_clock: Callable[[], object] = lambda: None) -> LoadResult:
     """Do what `load` says, in this process."""
     requests = [build_request(load.asked, photo, load.host, load.port) for photo in read_photos(load.photos)]
-    began_at = time.perf_counter()
-    tally = _Tally(began_at + load.warm_up_s, began_at + load.warm_up_s + load.seconds)
+    tally = _Tally()
     work = asyncio.ensure_future(_open_loop(load, requests, tally) if load.rate else _closed(load, requests, tally))
-    await asyncio.sleep(load.warm_up_s)
+    least = 0 if load.rate else load.rounds * load.clients
+    few = min(least, _WARM_UP_ROUNDS * load.clients)
+    await _wait(work, load.warm_up_s, lambda: tally.answered_in_all >= few)
+    tally.start()
+    on_clock()
     cpu_before = time.process_time()
-    await asyncio.wait([work], timeout=tally.ends_at - time.perf_counter())
+    await _wait(work, load.seconds, lambda: tally.ended.total() >= least)
+    tally.stop()
     cpu_s = time.process_time() - cpu_before
-    await asyncio.wait([work], timeout=_GRACE_S)  # what is under way ends, so that the next load finds an idle server
+    on_clock()
+    await asyncio.wait([work], timeout=_GRACE_S)
+    if work.done():
+        work.result()  # a defect of the generator is no result
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     if load.answers is not None:
         load.answers.mkdir(parents=True, exist_ok=True)
         for place, body in tally.kept.items():
             (load.answers / f"{place}.bin").write_bytes(body)
-    good = tally.latencies.get("200", [])
+    unanswered = {"unanswered": tally.under_way} if tally.under_way > 0 else {}
     return LoadResult(
-        seconds=load.seconds,
-        answered=len(good),
-        answered_in_all=tally.answered_in_all,
-        statuses={status: len(each) for status, each in sorted(tally.latencies.items())},
-        good=describe_latency(good),
-        refused=describe_latency(tally.latencies.get("429", []) + tally.latencies.get("503", [])),
+        seconds=tally.stopped_at - tally.started_at,
+        answered=tally.ended["200"],
+        statuses=dict(sorted(tally.ended.items())) | unanswered,
+        good=describe_latency(tally.latencies["200"]),
+        refused=describe_latency(tally.latencies["429"] + tally.latencies["503"]),
         without_retry_after=tally.without_retry_after,
         client_cpu_s=cpu_s,
         received_bytes=tally.received_bytes,
     )
 
 
+async def _wait(work: "asyncio.Future[None]", seconds: float, is_enough: Callable[[], bool]) -> None:
+    """Let `work` go on for `seconds`, and until it is enough, at most `_LONGEST_S` or what `seconds` are beyond it."""
+    began_at = time.perf_counter()
+    while (spent := time.perf_counter() - began_at) < seconds or (not is_enough() and spent < _LONGEST_S):
+        if (await asyncio.wait([work], timeout=min(0.02, max(0.001, seconds - spent))))[0]:
+            return
+
+
 async def _closed(load: Load, requests: list[Request], tally: _Tally) -> None:
     async def ask_again_and_again(client: int) -> None:
-        connection = await Connection.open(load.host, load.port)
+        connection: Connection | None = None
         number = client
         try:
-            while time.perf_counter() < tally.ends_at:
-                if not connection.is_open:
-                    connection = await Connection.open(load.host, load.port)
-                await _ask(connection, requests, number, tally)
+            while not tally.is_over:
+                if connection is None or not connection.is_open:
+                    connection = await _connect(load, tally, time.perf_counter())
+                if connection is None:
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                await _ask(connection, requests, number, time.perf_counter(), tally)
                 number += load.clients
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     await asyncio.gather(*(ask_again_and_again(client) for client in range(load.clients)))
+
+
+async def _connect(load: Load, tally: _Tally, asked_at: float) -> Connection | None:
+    """A connection; None, and a lost request, where none is to be had."""
+    try:
+        return await Connection.open(load.host, load.port)
+    except OSError:
+        tally.send(asked_at)
+        tally.count(0, asked_at, None)
+        return None
 
 
 async def _open_loop(load: Load, requests: list[Request], tally: _Tally) -> None:
     idle: list[Connection] = []
 
-    async def ask_once(number: int) -> None:
+    async def ask_once(number: int, due_at: float) -> None:
         while idle and not idle[-1].is_open:
             idle.pop()
-        try:
-            connection = idle.pop() if idle else await Connection.open(load.host, load.port)
-        except OSError:
-            tally.count(number % len(requests), time.perf_counter(), None)
+        connection = idle.pop() if idle else await _connect(load, tally, due_at)
+        if connection is None:
             return
-        await _ask(connection, requests, number, tally)
+        try:
+            await _ask(connection, requests, number, due_at, tally)
+        except asyncio.CancelledError:
+            connection.close()
+            raise
         idle.append(connection)
 
     began_at, number = time.perf_counter(), 0
     try:
         async with asyncio.TaskGroup() as tasks:
-            while (now := time.perf_counter()) < tally.ends_at:
+            while not tally.is_stopped:
                 # All that are due by now: a late wake-up must not thin out the load.
-                while number < (now - began_at) * load.rate:
-                    tasks.create_task(ask_once(number))
+                while (due_at := began_at + number / load.rate) < time.perf_counter():
+                    tasks.create_task(ask_once(number, due_at))
                     number += 1
                 await asyncio.sleep(0.002)
     finally:
@@ -189,22 +273,23 @@ async def _open_loop(load: Load, requests: list[Request], tally: _Tally) -> None
             connection.close()
 
 
-async def _ask(connection: Connection, requests: list[Request], number: int, tally: _Tally) -> None:
+async def _ask(connection: Connection, requests: list[Request], number: int, asked_at: float, tally: _Tally) -> None:
+    """Send one request and count its answer. asked_at: when it was sent, or was due."""
     place = number % len(requests)
-    started_at = time.perf_counter()
+    tally.send(asked_at)
     try:
         answer = await connection.ask(*requests[place].parts(number))
     except ConnectionLostError:
-        tally.count(place, started_at, None)
+        tally.count(place, asked_at, None)
     else:
-        tally.count(place, started_at, answer)
+        tally.count(place, asked_at, answer)
 
 
 def main() -> None:
-    """Read a Load from standard input, run it, print a LoadResult."""
+    """Run the Load given as the only argument; print `_MARK` as the clock starts and stops, then a LoadResult."""
     import uvloop
 
-    given = json.load(sys.stdin)
+    given = json.loads(sys.argv[1])
     load = Load(
         **(
             given
@@ -215,7 +300,8 @@ def main() -> None:
             }
         )
     )
-    print(json.dumps(asdict(uvloop.run(generate(load)))))
+    result = uvloop.run(generate(load, lambda: print(_MARK, flush=True)))
+    print(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.edges import EdgeRow
-from benchmarks.goals import Comparison, Goal, judge_peers, judge_scenarios, median_of, rate
+from benchmarks.goals import Comparison, Goal, judge_peers, judge_scenarios, median_of, rate, values_of
 from benchmarks.peers import CLIENTS
 from benchmarks.plots import PLAIN, plot_models, plot_peers, plot_raw
 from benchmarks.raw import FORWARD, PIPELINE, RawResult
@@ -22,7 +22,7 @@ _SCENARIOS = {
     "clicks": "A click on a kept photo",
     "full_size_clicks": "The same on ViT-L/14, random weights",
     "hang_ups": "After 48 clients hang up",
-    "bad_photo": "A bad photo among eight",
+    "bad_photo": "A truncated photo among eight",
     "health": "/healthz under full load",
     "overload": "Four times the sustainable rate",
 }
@@ -36,12 +36,16 @@ def write_page(path: Path, found: Results, has_steps: bool = True) -> None:
         "# Benchmarks\n\nWritten by `python -m benchmarks page` from what the other commands measured; "
         "`python -m benchmarks all` does everything. The load generator shares the cores with the servers.",
         table(("machine", ""), found.machine.items()),
+        table(
+            ("command", "date", "commit", "processor", "each load runs"),
+            ((command, *run.values()) for command, run in found.runs.items()),
+        ),
     ]
     parts += ["## Goals"]
     for judged in found.peers:
         parts += [
-            f"Against other servers, on `{judged.model}`; *most here* is the rate of our pipeline in one process that "
-            "serves nobody, by that of the same peer:",
+            f"Against other servers, on `{judged.model}`, medians with the lowest and highest of the alternations; "
+            "*most here* is the rate of our pipeline in one process that serves nobody, by that of the same peer:",
             _goals_table(judge_peers(judged.comparison)),
         ]
     parts += ["By itself:", _goals_table(judge_scenarios(found.scenarios))]
@@ -99,7 +103,7 @@ def _peers_section(found: PeerResults, picture: str) -> list[str]:
     comparison = found.comparison
     rows = []
     for name in dict.fromkeys(turn.contestant for turn in comparison.turns):
-        rates = [f"{median_of(comparison, name, clients, rate):.0f}" for clients in CLIENTS]
+        rates = [_with_range(values_of(comparison, name, clients, rate)) for clients in CLIENTS]
         p50, p99, server_cpu, client_cpu, pss = (
             f"{median_of(comparison, name, CLIENTS[-1], value):.{digits}f}"
             for value, digits in (
@@ -141,13 +145,21 @@ def _peers_section(found: PeerResults, picture: str) -> list[str]:
         f"the mask back as PNG. Medians of {comparison.alternations} alternations. The peers' handlers are what their "
         "documentation and that of the libraries would have: Pillow opens, resizes and writes, torch computes. "
         "`litserve-engine` runs our engine instead, `litserve-pipeline` our decoding, resizing and PNG as well, so "
-        f"that the serving alone is left: {_of_pipeline(comparison)}.",
+        f"that the serving alone is left: {_of_pipeline(comparison)}. The reference masks come from PyTorch in fp32 on "
+        "squares as our own decoding and resizing make them, hence a few pixels of the peers' differ in fp32 too.",
         f"![rates]({picture})",
         table(header, rows),
         *found.absent,
         "The whole pipeline in one process without HTTP, in the same alternations:",
         table(("precision", "threads", "batch size", "photos a second"), raw_rows),
     ]
+
+
+def _with_range(values: Sequence[float]) -> str:
+    """The median, and between which values it lies."""
+    if not values:
+        return "-"
+    return f"{median(values):.0f}" + (f" ({min(values):.0f} - {max(values):.0f})" if len(values) > 1 else "")
 
 
 def _of_pipeline(found: Comparison) -> str:

@@ -44,6 +44,8 @@ class Plan:
     answers: Path
     seconds: float
     warm_up_s: float
+    rounds: int
+    """Answers that each client has in the mean while the clock runs, at least."""
     alternations: int
     clients: Sequence[int] = CLIENTS
 
@@ -53,7 +55,8 @@ def alternate(contestants: Sequence[Contestant], plan: Plan) -> Iterator[Turn | 
     reference = reference_masks(plan.checkpoint, plan.photos)
     precisions = {each.precision: None for each in contestants if each.is_ours and each.precision != "default"}
     for alternation in range(plan.alternations):
-        for contestant in contestants:
+        first = alternation * len(contestants) // plan.alternations  # nobody always comes first, or last
+        for contestant in (*contestants[first:], *contestants[:first]):
             try:
                 yield take_turn(contestant, alternation, plan, reference)
             except ServerFailedError as error:
@@ -79,7 +82,15 @@ def take_turn(contestant: Contestant, alternation: int, plan: Plan, reference: l
     shutil.rmtree(answers, ignore_errors=True)  # of an earlier turn, perhaps with another model
     with run_server(contestant.command, contestant.environment, contestant.ready_path, root=contestant.root) as server:
         rows = tuple(
-            put(server, contestant.name, replace(case, clients=clients), plan.seconds, plan.warm_up_s, answers)
+            put(
+                server,
+                contestant.name,
+                replace(case, clients=clients),
+                plan.seconds,
+                plan.warm_up_s,
+                plan.rounds,
+                answers,
+            )
             for clients in plan.clients
         )
         start_s = server.start_s

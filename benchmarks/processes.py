@@ -27,9 +27,8 @@ class ServerFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Use:
-    """What a process tree took between two looks."""
+    """Memory of a process tree between two looks."""
 
-    cpu_s: float
     peak_pss_mb: float
     """Peak of the tree's proportional set size: shared pages counted once."""
     peak_rss_mb: float
@@ -171,8 +170,9 @@ class Meter:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._cpu_before = {member.pid: cpu for member, cpu in _cpu_seconds(pid)}
-        self._cpu_latest = dict(self._cpu_before)
+        self._cpu: dict[int, float] = {}
+        """Seconds by process, also of those that have ended since the first look."""
+        self._lock = threading.Lock()
         self._peak_rss = 0
         self.pss_mb: list[tuple[float, float]] = []
         """(seconds on the monotonic clock, megabytes) of every look."""
@@ -191,8 +191,13 @@ class Meter:
     @property
     def use(self) -> Use:
         """What was taken so far."""
-        spent = sum(cpu - self._cpu_before.get(pid, 0.0) for pid, cpu in self._cpu_latest.items())
-        return Use(spent, max(pss for _, pss in self.pss_mb), self._peak_rss / 1e6, len(self._cpu_latest))
+        return Use(max(pss for _, pss in self.pss_mb), self._peak_rss / 1e6, len(self._cpu))
+
+    def cpu_s(self) -> float:
+        """CPU seconds of the tree since its processes began, now."""
+        with self._lock:
+            self._cpu |= {member.pid: cpu for member, cpu in _cpu_seconds(self._pid)}
+            return sum(self._cpu.values())
 
     def _watch(self) -> None:
         while not self._is_stopped.wait(_SAMPLE_S):
@@ -200,8 +205,8 @@ class Meter:
 
     def _look(self) -> None:
         pss = rss = 0
-        for member, cpu in _cpu_seconds(self._pid):
-            self._cpu_latest[member.pid] = cpu
+        self.cpu_s()
+        for member in family(self._pid):
             own_pss, own_rss = memory_bytes(member.pid)
             pss, rss = pss + own_pss, rss + own_rss
         self._peak_rss = max(self._peak_rss, rss)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class Results:
     """All that the page shows; what was not measured is empty."""
 
     machine: dict[str, str]
+    """Of the run that is named last in `runs`."""
+    runs: dict[str, dict[str, str]]
+    """By command what is told of its run: date, commit, processor, and the window of its loads."""
     raw: list[RawResult]
     serve: list[Row]
     scenarios: dict[str, Figures]
@@ -48,7 +52,8 @@ class Results:
 def write_results(folder: Path, command: str, found: Mapping[str, Any]) -> None:
     """<command>.json in `folder`, with the machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": describe_machine(), **found}, indent=1, default=_as_json)
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    text = json.dumps({"date": day, "machine": describe_machine(), **found}, indent=1, default=_as_json)
     (folder / f"{command}.json").write_text(text + "\n")
 
 
@@ -57,10 +62,13 @@ def read_results(folder: Path) -> Results:
     names = ("raw", "serve", "scenarios", "edges", "settings")
     raw, serve, scenarios, edges, settings = (_read(folder / f"{name}.json") for name in names)
     peers = {path.stem.removeprefix("peers-"): _read(path) for path in sorted(folder.glob("peers-*.json"))}
-    everything = [raw, serve, scenarios, edges, settings, *peers.values()]
-    machines = [found["machine"] | found.get("versions", {}) for found in everything if found]
+    commands = dict(zip(names, (raw, serve, scenarios, edges, settings), strict=True))
+    commands |= {f"peers --model {model}": found for model, found in peers.items()}
+    made = {command: found for command, found in commands.items() if found}
+    machines = [found["machine"] | found.get("versions", {}) for found in made.values()]
     return Results(
         machine=machines[-1] if machines else describe_machine(),
+        runs={command: _describe_run(found) for command, found in made.items()},
         raw=[RawResult(**each) for each in raw.get("results", [])],
         serve=[Row(**each) for each in serve.get("rows", [])],
         scenarios=scenarios.get("scenarios", {}),
@@ -72,6 +80,16 @@ def read_results(folder: Path) -> Results:
             for model, found in peers.items()
         ],
     )
+
+
+def _describe_run(found: dict[str, Any]) -> dict[str, str]:
+    machine = found["machine"]
+    return {
+        "date": found.get("date", ""),
+        "commit": machine["commit"],
+        "processor": machine["processor"],
+        "window": found.get("window", ""),
+    }
 
 
 def _read_comparison(found: dict[str, Any]) -> Comparison:

@@ -113,15 +113,16 @@ async def health(load: Load, path: str = "/healthz") -> Figures:
     busy = asyncio.ensure_future(run_load_beside(replace(load, clients=_BUSY_CLIENTS)))
     await asyncio.sleep(min(1.0, load.warm_up_s + load.seconds / 2))
     connection = await Connection.open(load.host, load.port)
-    request, spent_s = get_request(path, load.host, load.port), []
+    request, spent_s, failed = get_request(path, load.host, load.port), [], 0
     while not busy.done():
         answer, spent = await _timed(connection.ask(request))
-        if answer.status == 200:
-            spent_s.append(spent)
+        spent_s.append(spent)
+        failed += answer.status != 200
         await asyncio.wait([busy], timeout=0.05)
     connection.close()
     found = describe_latency(spent_s)
-    return {"asked": found.count, "p50_ms": found.p50_ms, "p99_ms": found.p99_ms, "max_ms": found.max_ms}
+    figures = {"p50_ms": found.p50_ms, "p99_ms": found.p99_ms, "max_ms": found.max_ms}
+    return {"asked": found.count, "failed": failed} | figures
 
 
 def overload(server: Server, load: Load, overload_s: float, times: float = 4.0) -> Figures:
@@ -134,7 +135,7 @@ def overload(server: Server, load: Load, overload_s: float, times: float = 4.0) 
     samples = [pss for _, pss in meter.pss_mb]
     settled, last = samples[len(samples) // 4], samples[-1]
     asked = sum(result.statuses.values())
-    refused = result.refused.count
+    refused = sum(result.statuses.get(status, 0) for status in ("429", "503"))
     return {
         "sustainable_rate": sustainable,
         "asked_rate": asked / result.seconds,
@@ -146,8 +147,8 @@ def overload(server: Server, load: Load, overload_s: float, times: float = 4.0) 
         "refused_p50_ms": result.refused.p50_ms,
         "refused_p99_ms": result.refused.p99_ms,
         "without_retry_after": result.without_retry_after,
-        "late": result.statuses.get("504", 0),
-        "other": asked - result.answered - refused - result.statuses.get("504", 0),
+        "late": result.statuses.get("504", 0),  # its status where the deadline passed
+        "other": asked - result.answered - refused - result.statuses.get("504", 0),  # `lost` and `unanswered` too
         "growth_mb": last - settled,
         "is_alive": float(server.process.poll() is None),
     }

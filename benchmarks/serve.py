@@ -85,19 +85,28 @@ def list_cases(
     return cases
 
 
-def measure_serve(folder: Path, cases: Sequence[Case], seconds: float, warm_up_s: float) -> Iterator[Row]:
+def measure_serve(folder: Path, cases: Sequence[Case], seconds: float, warm_up_s: float, rounds: int) -> Iterator[Row]:
     """Put each case on one server that holds all models of `folder`, with default settings."""
     contestant = ours("petseg", "default", folder)
     with run_server(contestant.command, contestant.environment, contestant.ready_path) as server:
         for case in cases:
-            yield put(server, "petseg", case, seconds, warm_up_s)
+            yield put(server, "petseg", case, seconds, warm_up_s, rounds)
 
 
-def put(server: Server, name: str, case: Case, seconds: float, warm_up_s: float, answers: Path | None = None) -> Row:
+def put(
+    server: Server,
+    name: str,
+    case: Case,
+    seconds: float,
+    warm_up_s: float,
+    rounds: int,
+    answers: Path | None = None,
+) -> Row:
     """One case on a running server."""
-    load = Load(server.port, case.photos, case.asked, seconds, warm_up_s, case.clients, answers=answers)
+    load = Load(server.port, case.photos, case.asked, seconds, warm_up_s, case.clients, rounds, answers=answers)
+    cpu_s: list[float] = []
     with server.measured() as meter:
-        result = run_load(load)
+        result = run_load(load, on_clock=lambda: cpu_s.append(meter.cpu_s()))
     use, answered = meter.use, max(1, result.answered)
     return Row(
         server=name,
@@ -111,10 +120,10 @@ def put(server: Server, name: str, case: Case, seconds: float, warm_up_s: float,
         p90_ms=result.good.p90_ms,
         p99_ms=result.good.p99_ms,
         errors=result.errors,
-        server_cpu_ms=1000 * use.cpu_s / max(1, result.answered_in_all),
+        server_cpu_ms=1000 * (cpu_s[-1] - cpu_s[0]) / answered,
         client_cpu_ms=1000 * result.client_cpu_s / answered,
         peak_pss_mb=use.peak_pss_mb,
         peak_rss_mb=use.peak_rss_mb,
-        seconds=seconds,
+        seconds=result.seconds,
         answered=result.answered,
     )

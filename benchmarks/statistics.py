@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one set of requests, in milliseconds; 0 where there were none."""
+    """Of one set of requests, in milliseconds; NaN where there were none: nothing is not fast."""
 
     count: int
     p50_ms: float
@@ -25,13 +25,14 @@ def describe_latency(seconds: Sequence[float]) -> Latency:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Nearest-rank percentile of an ascending sequence; 0.0 of an empty one."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+    """Nearest-rank percentile of an ascending sequence; NaN of an empty one."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
-def median(values: Sequence[float]) -> float:
-    """The median, or NaN of nothing."""
-    return statistics.median(values) if values else math.nan
+def median(values: Iterable[float]) -> float:
+    """The median of those that are not NaN; NaN where there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
 
 
 def without_client(rate: float, client_cpu_s: float, seconds: float, cores: int) -> float:

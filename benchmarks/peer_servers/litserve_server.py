@@ -12,6 +12,8 @@ from fastapi import Request, Response
 
 from benchmarks.peer_servers.task import MAX_BATCH_SIZE, Task, load_task
 
+BATCH_TIMEOUT_S = float(os.environ.get("BENCHMARK_BATCH_TIMEOUT_S", "0.005"))
+
 
 class SegmentApi(litserve.LitAPI):
     """The task's three steps under LitServe's names."""
@@ -47,7 +49,7 @@ class SegmentApi(litserve.LitAPI):
 def main() -> None:
     """Serve until a signal."""
     server = litserve.LitServer(
-        SegmentApi(api_path="/segment", max_batch_size=MAX_BATCH_SIZE, batch_timeout=0.0),
+        SegmentApi(api_path="/segment", max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S),
         accelerator="cpu",
         workers_per_device=os.cpu_count() or 1,
         fast_queue=True,

@@ -1,6 +1,7 @@
 """The load generator against a server that answers by rote: what it counts is what was sent."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -25,8 +26,8 @@ def respond(status: str, body: bytes, *headers: str) -> list[bytes]:
 
 
 @asynccontextmanager
-async def rote_server(answer: Answering) -> AsyncIterator[int]:
-    """A server on a free port that gives `answer(head, body)` to each request."""
+async def rote_server(answer: Answering, delay_s: float = 0.0) -> AsyncIterator[int]:
+    """A server on a free port that gives `answer(head, body)` to each request, `delay_s` later."""
 
     conversations: list[asyncio.Task[object] | None] = []
 
@@ -39,6 +40,7 @@ async def rote_server(answer: Answering) -> AsyncIterator[int]:
                 answered = answer(head, await reader.readexactly(int(fields.get(b"Content-Length", b"0"))))
                 if not answered:
                     break
+                await asyncio.sleep(delay_s)
                 for piece in answered:
                     writer.write(piece)
                     await writer.drain()
@@ -80,8 +82,10 @@ async def test_every_good_answer_is_counted_and_one_of_each_photo_kept(photos: P
 
     result = await run(echo, photos, answers=tmp_path / "answers")
     assert set(seen) == set(read_photos(photos))
-    assert 3 < result.answered == result.good.count == result.statuses["200"] <= len(seen)
-    assert result.rate == result.answered / 0.2
+    assert 3 < result.answered == result.statuses["200"] <= len(seen)
+    assert 3 < result.good.count <= len(seen)
+    assert 0.2 <= result.seconds < 5
+    assert result.rate == result.answered / result.seconds
     assert result.errors == 0
     assert 0 < result.good.p50_ms <= result.good.p99_ms <= result.good.max_ms
     assert result.client_cpu_s > 0
@@ -89,13 +93,67 @@ async def test_every_good_answer_is_counted_and_one_of_each_photo_kept(photos: P
         assert (tmp_path / "answers" / f"{place}.bin").read_bytes() == b"mask of " + PHOTO + bytes([place])
 
 
-def test_an_answer_counts_where_it_ends() -> None:
-    now, answer = time.perf_counter(), Answer(200, b"", b"mask")
-    under_way_at_the_start, too_early = _Tally(now - 1, now + 60), _Tally(now + 60, now + 120)
-    for tally in (under_way_at_the_start, too_early):
-        tally.count(0, now - 2, answer)
-    assert [len(tally.latencies["200"]) for tally in (under_way_at_the_start, too_early)] == [1, 0]
-    assert [tally.answered_in_all for tally in (under_way_at_the_start, too_early)] == [1, 1]
+def test_the_rate_counts_answers_where_they_end_and_latency_is_of_what_was_asked_meanwhile() -> None:
+    tally, answer = _Tally(), Answer(200, b"", b"mask")
+    before = time.perf_counter()
+    tally.send(before)
+    tally.start()
+    during = time.perf_counter()
+    tally.send(during)
+    tally.count(0, before, answer)
+    tally.stop()
+    assert (tally.ended["200"], tally.latencies["200"]) == (1, [])
+    assert (tally.under_way, tally.is_over) == (1, False)
+    tally.count(0, during, answer)
+    assert (tally.ended["200"], len(tally.latencies["200"])) == (1, 1)
+    assert (tally.under_way, tally.is_over, tally.answered_in_all) == (0, True, 2)
+
+
+async def test_a_slow_server_is_measured_until_each_client_has_had_its_rounds(photos: Path) -> None:
+    async with rote_server(lambda head, body: respond("200 OK", b"mask"), delay_s=0.1) as port:
+        load = Load(port, photos, Asked("/segment/unet", "raw"), seconds=0.1, clients=3, rounds=3)
+        clock: list[float] = []
+        result = await generate(load, lambda: clock.append(time.perf_counter()))
+    assert result.answered >= 9
+    assert result.seconds == pytest.approx(clock[1] - clock[0], abs=0.05)
+    assert result.seconds > 0.2
+    assert result.good.count >= 9
+    assert result.good.max_ms >= 100
+
+
+async def test_a_port_that_nobody_listens_on_is_an_error(photos: Path) -> None:
+    async with rote_server(lambda head, body: []) as port:
+        pass
+    for rate in (0.0, 50.0):
+        result = await generate(Load(port, photos, Asked("/segment/unet", "raw"), seconds=0.2, rate=rate))
+        assert result.answered == 0
+        assert result.errors == result.statuses["lost"] > 0
+        assert math.isnan(result.good.p99_ms)
+
+
+@pytest.mark.parametrize("rate", [0.0, 50.0])
+async def test_requests_that_get_no_answer_at_all_are_errors(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    monkeypatch.setattr("benchmarks.load._GRACE_S", 0.2)
+    async with rote_server(lambda head, body: respond("200 OK", b"mask"), delay_s=2.0) as port:
+        load = Load(port, photos, Asked("/segment/unet", "raw"), seconds=0.2, warm_up_s=0.0, clients=2, rate=rate)
+        result = await generate(load)
+    assert result.statuses["unanswered"] == result.errors > 0
+
+
+async def test_latency_in_an_open_loop_runs_from_when_a_request_was_due(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Connection.open
+
+    async def connect_slowly(host: str, port: int) -> Connection:
+        await asyncio.sleep(0.1)
+        return await plain(host, port)
+
+    monkeypatch.setattr(Connection, "open", connect_slowly)
+    result = await run(lambda head, body: respond("200 OK", b"mask"), photos, rate=20.0, seconds=0.3)
+    assert result.good.max_ms >= 100
 
 
 async def test_refusals_are_told_apart_and_checked_for_retry_after(photos: Path) -> None:
@@ -109,8 +167,9 @@ async def test_refusals_are_told_apart_and_checked_for_retry_after(photos: Path)
 
     result = await run(refuse, photos, clients=1)
     assert result.answered == 0
-    assert result.refused.count == result.errors == result.statuses["503"] > 1
-    assert abs(result.without_retry_after - result.refused.count / 2) <= 1
+    assert result.errors == result.statuses["503"] > 1
+    assert abs(result.refused.count - result.errors) <= 1  # one was asked before the clock started or stopped
+    assert abs(result.without_retry_after - result.errors / 2) <= 1
 
 
 async def test_a_broken_connection_is_an_error_and_the_client_comes_again(photos: Path) -> None:
