@@ -160,11 +160,5 @@ def peers(python: Path, checkpoint: Path) -> list[Contestant]:
         peer(
             "bentoml", f"BentoML, {cores} workers x 1 thread", "bentoml", (*bento, f"{_PEERS}.bentoml_server:Segmenter")
         ),
-        peer(
-            "bentoml-batching",
-            f"BentoML, {cores} workers x 1 thread, adaptive batching",
-            "bentoml",
-            (*bento, f"{_PEERS}.bentoml_server:BatchingSegmenter"),
-        ),
     ]
     return everyone if fast != "fp32" else [each for each in everyone if not each.name.endswith("-fp32")]

@@ -109,9 +109,9 @@ class Comparison:
 
 
 DEADLINE_S: float = Settings.model_fields["deadline_s"].default
-PEERS = ("fastapi", "uvicorn-workers", "litserve", "ray", "bentoml", "bentoml-batching")
+PEERS = ("fastapi", "uvicorn-workers", "litserve", "ray", "bentoml")
 """In the fastest precision that the CPU computes in."""
-BATCHING_PEERS = ("litserve", "ray", "bentoml-batching")
+BATCHING_PEERS = ("litserve", "ray")
 FP32_PEERS = ("fastapi-fp32", "litserve-fp32")
 """The same in fp32, where `PEERS` are faster in another."""
 

@@ -12,7 +12,8 @@ from fastapi import Request, Response
 
 from benchmarks.peer_servers.task import MAX_BATCH_SIZE, Task, load_task
 
-BATCH_TIMEOUT_S = float(os.environ.get("BENCHMARK_BATCH_TIMEOUT_S", "0.005"))
+BATCH_TIMEOUT_S = 0.005
+"""Of 0, 5 and 50 ms the one of the highest rate with 1, 8 and 32 clients: with 0 its workers spin while they wait."""
 
 
 class SegmentApi(litserve.LitAPI):

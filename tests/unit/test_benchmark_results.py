@@ -118,7 +118,7 @@ def test_a_cpu_without_bf16_compares_in_float32(
     monkeypatch.setattr(contestants, "has_native_bf16", lambda: False)
     everyone = [*contestants.our_variants(tmp_path / "study.safetensors"), *contestants.peers(tmp_path, tmp_path)]
     assert {each.precision for each in everyone} == {"fp32"}
-    assert len({each.name for each in everyone}) == len(everyone) == 10
+    assert len({each.name for each in everyone}) == len(everyone) == 9
     turns = [
         replace(each, contestant=each.contestant.replace("bf16", "fp32"), precision="fp32") for each in comparison.turns
     ]
