@@ -128,7 +128,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         tensors = load(data)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged tensors ({error})") from error
-    model = architecture(config)
+    try:
+        model = architecture(config)
+    except CheckpointError:  # of the backbone's own file
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: config: {error}") from error
     model.drop_training_parts()
     check_backbone(path, model, card)
     graphs = _read_graphs(path, model, card, tensors) if card.quantization else {}

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from models.backbone_file import (
 from models.visual_towers import VisualOutput, view_tower
 
 _TEXT_CACHE_ROWS = 4096
+_TOKENIZER_WORDS = 4096
+"""Words whose byte pairs are kept; open_clip alone would keep each that any caller ever sent."""
 
 
 class BackboneConfig(BaseModel):
@@ -154,6 +157,7 @@ class ClipBackbone(nn.Module):
             if self._tokenizer is None:
                 self._tokenizer = _build_tokenizer(self._tokenizer_name, self.context_length)
             tokens: Tensor = self._tokenizer(list(texts))
+            _forget_words(self._tokenizer)
         return tokens.long()
 
     def train(self, mode: bool = True) -> "ClipBackbone":
@@ -252,6 +256,12 @@ def _build_tokenizer(name: str | None, context_length: int) -> Any:
     if name is not None:
         return get_tokenizer(name, context_length=context_length)
     return SimpleTokenizer(context_length=context_length)
+
+
+def _forget_words(tokenizer: Any) -> None:
+    """Drop the words that were added to open_clip's own cache once they are too many; its special tokens stay."""
+    if isinstance(tokenizer, SimpleTokenizer) and len(tokenizer.cache) > _TOKENIZER_WORDS:
+        tokenizer.cache = dict(islice(tokenizer.cache.items(), len(tokenizer.all_special_ids)))
 
 
 def _embed_dim(clip: Any) -> int:

@@ -47,8 +47,22 @@ class Engine(ABC):
 
     @property
     def encoder_digest(self) -> str | None:
-        """Identity of what `encode` computes, where several networks share it; None where it is this network's own."""
+        """Identity of what `encode` gives, where several networks share it; None where it is this network's own.
+
+        Names the engine and its precision as well: one that `decode`s features of another would get other types.
+        """
+        shared = self.shared_encoder
+        return shared and f"{shared}/{self.encoder_name}"
+
+    @property
+    def shared_encoder(self) -> str | None:
+        """Identity of the function that `encode` computes, whatever computes it; None where nothing shares it."""
         return self.model.encoder_digest()
+
+    @property
+    def encoder_name(self) -> str:
+        """What runs `encode`, in which precision."""
+        return self.name
 
     @abstractmethod
     def encode(self, images: Tensor) -> Features:

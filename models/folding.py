@@ -3,6 +3,7 @@
 The engines fold once when they take a network over; it can be trained no more after that.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -39,11 +40,15 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees which batch norm reads which convolution's output, and how often each output is read."""
+    """Sees which batch norm reads which convolution's output, and how often each output is read.
+
+    In this thread alone: others may run layers at the same time that `model` shares with theirs.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
+        self._thread = threading.get_ident()
         self._readings: Counter[int] = Counter()
         self._calls: Counter[nn.Module] = Counter()
         self._outputs: dict[int, tuple[Tensor, Convolution]] = {}
@@ -82,10 +87,14 @@ class _Watch(TorchFunctionMode):
         return found
 
     def _convolved(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if threading.get_ident() != self._thread:
+            return
         self._calls[module] += 1
         self._outputs[id(output)] = output, module  # type: ignore[assignment]
 
     def _normalises(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() != self._thread:
+            return
         self._calls[module] += 1
         if id(inputs[0]) in self._outputs:
             self._inputs.append((id(inputs[0]), module))  # type: ignore[arg-type]

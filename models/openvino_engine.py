@@ -1,5 +1,6 @@
 """OpenVINO as the engine: the fastest on CPUs, as far as we measured."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
@@ -9,10 +10,20 @@ from torch import Tensor
 
 from models.base import Features, SegmentationModel
 from models.checkpoint import Checkpoint
-from models.engine import DecodeGraph, EncodeGraph, Engine, example_images, example_prompts, takes_prompt
+from models.engine import (
+    DecodeGraph,
+    EncodeGraph,
+    Engine,
+    Precision,
+    example_images,
+    example_prompts,
+    takes_prompt,
+)
 from models.folding import fold_batch_norms, has_batch_norms
 from models.openvino_graph import Graph, GraphFolder, GraphOptions, Occupancy, convert, graph_key, load_graph
 from models.prompts import PromptTensors
+
+logger = logging.getLogger("petseg.engine")
 
 
 class OpenVinoEngine(Engine):
@@ -24,24 +35,31 @@ class OpenVinoEngine(Engine):
         encoder: Graph,
         decoder: Graph | None,
         numbers: str,
-        encoder_digest: str | None,
+        shared_encoder: str | None,
         occupancy: Occupancy,
     ) -> None:
-        """decoder: None for image-only models. numbers: what the layers compute in, for `name`."""
+        """decoder: None for image-only models. numbers: what the layers compute in, for `name`.
+
+        shared_encoder: identity of the function that `encoder` computes, None where it is this network's own.
+        """
         super().__init__(model, torch.device("cpu"))
         self._occupancy = occupancy
         self._encoder = encoder
         self._decoder = decoder
         self._numbers = numbers
-        self._encoder_digest = encoder_digest
+        self._shared_encoder = shared_encoder
 
     @property
     def name(self) -> str:
         return f"openvino {self._numbers}"
 
     @property
-    def encoder_digest(self) -> str | None:
-        return self._encoder_digest
+    def shared_encoder(self) -> str | None:
+        return self._shared_encoder
+
+    @property
+    def encoder_name(self) -> str:
+        return f"openvino {self._encoder.precision}"  # an encoder shared with one whose decoder is in integers, too
 
     def encode(self, images: Tensor) -> Features:
         return self._encoder(images)
@@ -71,6 +89,7 @@ class OpenVinoCompiler:
         self.options = options
         self.folder = folder
         self._occupancy = Occupancy()
+        self._has_warned = False
         self._encoders: WeakValueDictionary[str, Graph] = WeakValueDictionary()
 
     def holds(self, checkpoint: Checkpoint) -> bool:
@@ -87,8 +106,19 @@ class OpenVinoCompiler:
         shared = graphs["encode"].digest if "encode" in graphs else model.encoder_digest()
         encoder = self._shared(shared or checkpoint.digest, lambda: self._encoder(checkpoint))
         decoder = self._compiled(self._decoder(checkpoint)) if takes_prompt(model) else None
-        numbers = "int8" if graphs else self.options.precision
+        self._warn_of_other_numbers(encoder.precision)
+        numbers = "int8" if graphs else encoder.precision
         return OpenVinoEngine(model, encoder, decoder, numbers, shared, self._occupancy)
+
+    def _warn_of_other_numbers(self, got: Precision) -> None:
+        """Say once that this CPU computes in `got` where that is not what was asked for."""
+        if got is not self.options.precision and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "got precision %s on a CPU without instructions for it, computing in %s; set it to auto",
+                self.options.precision,
+                got,
+            )
 
     def _encoder(self, checkpoint: Checkpoint) -> Any:
         if "encode" in checkpoint.graphs:

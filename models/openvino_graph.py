@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,8 @@ _TOLERANCE = 1e-3
 """Largest difference from torch in float32, as a share of the largest output."""
 _KEPT_DAYS = 30
 _GRAPH_FILE = "graph.xml"
+_KEY = re.compile("[0-9a-f]{32}")
+"""What `graph_key` gives: a folder of such a name that holds a graph is ours to delete, any other the user's."""
 
 
 def is_installed() -> bool:
@@ -115,6 +118,11 @@ class Graph:
         if options.alone_threads > options.threads:
             self._alone = _Compiled(model, options.precision, 1, options.alone_threads)
 
+    @property
+    def precision(self) -> Precision:
+        """What it computes in: bf16 that was asked for is fp32 on a CPU without instructions for it."""
+        return self._beside.precision
+
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Outputs for `tensors`, rows of any one number, float32 on the CPU."""
         with self._occupancy.enter() as is_alone:
@@ -135,6 +143,8 @@ class _Compiled:
                 "ENABLE_CPU_PINNING": False,  # others run on these cores too
             },
         )
+        hint = self._compiled.get_property("INFERENCE_PRECISION_HINT")
+        self.precision = Precision.BF16 if hint == load_openvino().Type.bf16 else Precision.FP32
         self._idle: deque[Any] = deque()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -287,7 +297,7 @@ def _read(entry: Path) -> Any:
 
 
 def _write(graph: Any, entry: Path) -> None:
-    """Keep `graph` in the folder `entry`, which appears whole or not at all; forget what was long unused."""
+    """Keep `graph` in the folder `entry`, which appears whole or not at all; forget graphs that were long unused."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=entry.parent) as unfinished:
         inside = Path(unfinished) / "graph"
@@ -297,8 +307,14 @@ def _write(graph: Any, entry: Path) -> None:
         inside.rename(entry)
     oldest = time.time() - _KEPT_DAYS * 24 * 3600
     for other in entry.parent.iterdir():
-        if other.stat().st_mtime < oldest:
-            shutil.rmtree(other, ignore_errors=True)
+        with suppress(OSError):  # another process may forget the same one
+            if _is_ours(other) and other.stat().st_mtime < oldest:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether `_write` made it: an operator may name a folder that holds more than graphs."""
+    return _KEY.fullmatch(entry.name) is not None and (entry / _GRAPH_FILE).is_file()
 
 
 @cache

@@ -1,5 +1,6 @@
 """PyTorch as the engine: on GPUs, and on CPUs where OpenVINO is not installed."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -69,7 +70,7 @@ class StandInEngine(TorchEngine):
     """Serves on a CPU until another engine is ready.
 
     In float32 whatever that one computes in: both may hold the same frozen backbone, whose weights must stay as they
-    are. What it encodes, only it decodes.
+    are. What it encodes, only it decodes: its name is in the digest of its encoder.
     """
 
     is_stand_in = True
@@ -80,11 +81,6 @@ class StandInEngine(TorchEngine):
     @property
     def name(self) -> str:
         return f"{super().name}, for now"
-
-    @property
-    def encoder_digest(self) -> str | None:
-        shared = super().encoder_digest
-        return shared and f"{shared}/stand-in"
 
 
 def prepare(engine: TorchEngine) -> None:
@@ -97,10 +93,19 @@ def prepare(engine: TorchEngine) -> None:
 
 
 def find_computing_layers(engine: TorchEngine) -> set[nn.Module]:
-    """Large layers that run in `encode` or `decode` and not where prompts are embedded."""
+    """Large layers that run in `encode` or `decode` and not where prompts are embedded.
+
+    Only calls of this thread count: others may run a backbone at the same time that `engine` shares with their models.
+    """
     ran: set[nn.Module] = set()
+    thread = threading.get_ident()
+
+    def note(layer: nn.Module, _: object) -> None:
+        if threading.get_ident() == thread:
+            ran.add(layer)
+
     layers = [module for module in engine.model.modules() if isinstance(module, _CAST)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, _: ran.add(layer)) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         prompt = {name: tensor.to(engine.device) for name, tensor in example_prompts(engine.model, 1).items()}
         features = engine.encode(example_images(engine.model, 1))

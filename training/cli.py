@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -320,7 +321,7 @@ def quantize(
         str, typer.Option(help="What the loss is measured on; test for the card to publish.")
     ] = "validation",
     limit: Limit = None,
-    max_loss: Annotated[float, typer.Option(help="Points of mean IoU that may be lost; more removes the file.")] = 0.3,
+    max_loss: Annotated[float, typer.Option(help="Points of mean IoU that may be lost; more writes no file.")] = 0.3,
 ) -> None:
     """Turn a checkpoint into 8-bit integers for OpenVINO: calibrated, measured, the score in its card."""
     from models.checkpoint import load_checkpoint, update_card
@@ -329,23 +330,31 @@ def quantize(
     from training.quantize import measure_loss
     from training.quantize import quantize as make
 
+    if out.exists() and out.samefile(checkpoint):
+        raise ValueError(f"got --out {out}, the checkpoint itself; wanted another file, its source stays as it is")
     source = load_checkpoint(checkpoint)
     training = source.card.training
     fraction, seed = training.get("data", {}).get("validation_fraction", 0.1), training.get("seed", 0)
-    made = make(source, data, every_kth(select_records(data, "train", fraction, seed), photos), out)
+    calibration = every_kth(select_records(data, "train", fraction, seed), photos)
     records = select_records(data, split, fraction, seed)
     records = records if limit is None else every_kth(records, limit)
-    loss = measure_loss(load_checkpoint(checkpoint), made, data, records)
-    said = f"mean IoU {loss.before:.4f} -> {loss.after:.4f} ({loss.protocol}, {len(records)} photos of {split})"
-    if loss.points > max_loss:
-        out.unlink()
-        raise ValueError(f"{checkpoint}: got {said}, wanted a loss of at most {max_loss} points; try more --photos")
-    measured = {
-        "data": f"{data.resolve().name}, {split} list, fingerprint {records_fingerprint(data, records)[:12]}",
-        "mean_iou_before": loss.before,
-        **loss.results,
-    }
-    update_card(out, made.card.model_copy(update={"metrics": {split: measured}}))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Measured in a folder of its own: a server that watches the folder of `out` must not take up what may be refused,
+    # and a refusal leaves an earlier file there as it was.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as unmeasured:
+        candidate = Path(unmeasured) / out.name
+        made = make(source, data, calibration, candidate)
+        loss = measure_loss(load_checkpoint(checkpoint), made, data, records)
+        said = f"mean IoU {loss.before:.4f} -> {loss.after:.4f} ({loss.protocol}, {len(records)} photos of {split})"
+        if loss.points > max_loss:
+            raise ValueError(f"{checkpoint}: got {said}, wanted a loss of at most {max_loss} points; try more --photos")
+        measured = {
+            "data": f"{data.resolve().name}, {split} list, fingerprint {records_fingerprint(data, records)[:12]}",
+            "mean_iou_before": loss.before,
+            **loss.results,
+        }
+        update_card(candidate, made.card.model_copy(update={"metrics": {split: measured}}))
+        candidate.replace(out)
     typer.echo(f"wrote {out}: {said}, {out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -2,11 +2,19 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from models.architectures import get_architecture
-from models.checkpoint import ModelCard, backbone_digest, load_checkpoint, save_checkpoint, without_fields
+from models.checkpoint import (
+    CheckpointError,
+    ModelCard,
+    backbone_digest,
+    load_checkpoint,
+    save_checkpoint,
+    without_fields,
+)
 from training.config import load_config
 
 
@@ -39,3 +47,12 @@ def test_fields_are_left_out_by_their_dotted_names() -> None:
     table = {"a": 1, "b": {"c": 2, "d": 3}}
     assert without_fields(table, ["b.c", "e", "a.f"]) == {"a": 1, "b": {"d": 3}}
     assert table["b"] == {"c": 2, "d": 3}
+
+
+def test_a_config_that_no_network_is_built_from_is_named_with_its_file(tmp_path: Path) -> None:
+    config = load_config("timm_unet-compact", smoke=True)
+    model = get_architecture("timm_unet")(config.architecture_config())
+    written = {**model.config.model_dump(mode="json"), "decoder_widths": [8]}
+    save_checkpoint(tmp_path / "narrow.safetensors", model, ModelCard(architecture="timm_unet", config=written))
+    with pytest.raises(CheckpointError, match=r"narrow\.safetensors: config: got 1 decoder_widths, wanted"):
+        load_checkpoint(tmp_path / "narrow.safetensors")

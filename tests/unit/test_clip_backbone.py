@@ -177,6 +177,17 @@ def test_tokens_are_clips(vit: ClipBackbone) -> None:
     assert tokens[1, -1] == 49407  # cut, but still ended
 
 
+def test_the_tokenizer_keeps_a_bounded_number_of_words(vit: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a photo of a cat", "<end_of_text> of a dog", "quite another sentence"]
+    wanted = [vit.tokenize([text]) for text in texts]
+    monkeypatch.setattr(clip_backbone, "_TOKENIZER_WORDS", 6)
+    for number in range(40):
+        tokens = vit.tokenize([texts[number % 3]])
+        assert torch.equal(tokens, wanted[number % 3])
+        assert len(vit._tokenizer.cache) <= 6
+        assert {"<start_of_text>", "<end_of_text>"} <= set(vit._tokenizer.cache)
+
+
 def test_cached_text_embeddings_equal_computed_ones(vit: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     compute = vit._embed_text

@@ -1,17 +1,19 @@
 """Which engine runs a checkpoint, what they share, and what is said when one cannot."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from models import engine_choice, openvino_graph
+from models import clip_backbone, engine_choice, openvino_graph
 from models.checkpoint import Checkpoint, ModelCard
-from models.engine import EngineError, Precision, example_images, example_prompts
+from models.engine import Engine, EngineError, Precision, example_images, example_prompts
 from models.engine_choice import EngineBuilder, EngineOptions, available_cpus, default_cache_folder
 from models.openvino_engine import OpenVinoCompiler
 from models.openvino_graph import Graph, GraphFolder, GraphOptions
-from models.torch_engine import TorchEngine, find_computing_layers
+from models.torch_engine import StandInEngine, TorchEngine, find_computing_layers
 from tests.fakes import ColourModel, TextModel, fake_checkpoint
 from training.config import load_config
 from training.train import build_model
@@ -82,9 +84,34 @@ def test_the_precision_is_what_the_device_computes_in(
     wanted = "bf16" if has_bf16 else "fp32"
     monkeypatch.setattr(openvino_graph, "has_native_bf16", lambda: has_bf16)
     monkeypatch.setattr(engine_choice, "_torch_has_bf16", lambda device: has_bf16)
+    asked: list[Precision] = []
+    built = openvino_graph._Compiled.__init__
+
+    def compile_as_asked(self: openvino_graph._Compiled, model: object, precision: Precision, *numbers: int) -> None:
+        asked.append(precision)
+        built(self, model, precision, *numbers)
+        self.precision = precision  # as on a CPU that has it, whichever this one is
+
+    monkeypatch.setattr(openvino_graph._Compiled, "__init__", compile_as_asked)
     assert EngineBuilder(CPU, EngineOptions("openvino")).build(unet).name == f"openvino {wanted}"
+    assert asked[-1] == wanted
     assert EngineBuilder(CPU, EngineOptions("torch", "fp32")).build(unet).name == "torch fp32"
     assert EngineBuilder(CPU, EngineOptions("torch")).build(unet).name == f"torch {wanted}"
+
+
+@pytest.mark.parametrize("hint", ["bf16", "f32"])
+def test_the_name_says_what_the_compiled_graph_computes_in(
+    unet: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hint: str
+) -> None:
+    compiled = SimpleNamespace(get_property=lambda _: getattr(openvino_graph.load_openvino().Type, hint))
+    compiles = SimpleNamespace(compile_model=lambda *_: compiled)
+    compiler = OpenVinoCompiler(GraphOptions(Precision.BF16, 1, 1), GraphFolder(None))
+    monkeypatch.setattr("models.openvino_engine.convert", lambda *_: None)
+    monkeypatch.setattr(openvino_graph, "core", lambda: compiles)
+    names = {compiler.compile(unet).name for _ in range(2)}
+    assert names == {"openvino bf16" if hint == "bf16" else "openvino fp32"}
+    warning = "got precision bf16 on a CPU without instructions for it, computing in fp32; set it to auto"
+    assert [record.getMessage() for record in caplog.records] == ([] if hint == "bf16" else [warning])
 
 
 def test_what_does_not_convert_runs_on_torch_and_it_is_said(
@@ -117,7 +144,32 @@ def test_models_on_one_tower_share_its_graph(monkeypatch: pytest.MonkeyPatch, tm
     first, second = compiler.compile(clip), compiler.compile(prompt)
     assert first._encoder is second._encoder
     assert len(made) == 3
-    assert first.encoder_digest == second.encoder_digest == clip.model.encoder_digest()
+    assert first.shared_encoder == second.shared_encoder == clip.model.encoder_digest()
+    assert first.encoder_digest == second.encoder_digest
+
+
+def test_features_are_shared_within_one_engine_and_precision_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = OpenVinoCompiler(GraphOptions(Precision.FP32, 1, 1), GraphFolder(tmp_path))
+    makers: list[Callable[[Checkpoint], Engine]] = [
+        compiler.compile,
+        lambda checkpoint: TorchEngine(checkpoint.model, CPU, Precision.FP32),
+        lambda checkpoint: TorchEngine(checkpoint.model, CPU, Precision.BF16),
+        lambda checkpoint: StandInEngine(checkpoint.model),
+    ]
+    digests = []
+    for make in makers:
+        monkeypatch.setattr(clip_backbone, "_instances", {})  # each casts a tower of its own
+        clip, prompt = make(smoke("clip")), make(smoke("prompt"))
+        assert clip.encoder_digest == prompt.encoder_digest is not None
+        assert clip.shared_encoder == clip.model.encoder_digest()
+        digests.append(clip.encoder_digest)
+    assert len(set(digests)) == len(makers)
+
+
+def test_an_image_only_network_shares_nothing(unet: Checkpoint) -> None:
+    assert TorchEngine(unet.model, CPU, Precision.FP32).encoder_digest is None
 
 
 def test_layers_that_embed_prompts_stay_float32() -> None:

@@ -78,7 +78,8 @@ def plain() -> dict[str, list[Array]]:
 def test_masks_are_those_of_the_plain_network(name: str, options: EngineOptions, plain: dict[str, list[Array]]) -> None:
     checkpoint = load_checkpoint(CHECKPOINT_FOLDER / f"{name}.safetensors")
     engine = EngineBuilder(CPU, options).build(checkpoint)
-    assert engine.name == f"{options.engine} {options.precision}"
+    assert engine.name.split()[0] == options.engine
+    assert engine.name.split()[1] in {options.precision, "fp32"}  # OpenVINO has bf16 where the CPU has
     got, wanted = ask(checkpoint.model, engine), plain[name]
     pixels = np.concatenate([mask.ravel() for mask in wanted])
     agreement = np.mean(pixels == np.concatenate([mask.ravel() for mask in got]))

@@ -1,6 +1,7 @@
 """Folding changes no output: only where a batch norm alone reads."""
 
 from collections.abc import Callable
+from threading import Thread
 
 import pytest
 import torch
@@ -77,6 +78,21 @@ def test_only_what_feeds_the_norm_alone_is_folded(name: str) -> None:
         before = model(images)
         assert fold_batch_norms(model, lambda: model(images)) == folds
         torch.testing.assert_close(model(images), before)
+
+
+def test_what_other_threads_run_meanwhile_is_not_counted() -> None:
+    torch.manual_seed(0)
+    model = Pair(WIRINGS["in a row"][0]).eval()
+    unsettle(model)
+    images = torch.rand(2, 3, 8, 8)
+
+    def run() -> None:
+        other = Thread(target=model, args=(images,))
+        other.start()
+        other.join()
+        model(images)
+
+    assert fold_batch_norms(model, run) == 1
 
 
 def test_norms_that_still_learn_are_left() -> None:

@@ -202,11 +202,26 @@ def test_a_folder_that_may_only_be_read_is_read(
 
 
 def test_what_was_long_unused_goes(converted: Any, tmp_path: Path) -> None:
-    folder = GraphFolder(tmp_path)
-    folder.load("old", lambda: converted)
-    os.utime(tmp_path / "old", (0, 0))
-    folder.load("new", lambda: converted)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    folder, old, new = GraphFolder(tmp_path), "0" * 32, "1" * 32
+    folder.load(old, lambda: converted)
+    os.utime(tmp_path / old, (0, 0))
+    folder.load(new, lambda: converted)
+    assert [path.name for path in tmp_path.iterdir()] == [new]
+
+
+def test_only_graphs_are_forgotten(converted: Any, tmp_path: Path) -> None:
+    photos, no_graph, other_name = tmp_path / "my_photos", tmp_path / ("2" * 32), tmp_path / "graphs"
+    for foreign in (photos, no_graph, other_name):
+        foreign.mkdir()
+        (foreign / ("graph.xml" if foreign == other_name else "cat.jpg")).write_text("")
+        os.utime(foreign, (0, 0))
+    GraphFolder(tmp_path).load("1" * 32, lambda: converted)
+    assert {path.name for path in tmp_path.iterdir()} == {photos.name, no_graph.name, other_name.name, "1" * 32}
+    assert (photos / "cat.jpg").exists()
+
+
+def test_keys_are_names_that_may_be_forgotten() -> None:
+    assert openvino_graph._KEY.fullmatch(openvino_graph.graph_key("a", "encode"))
 
 
 def test_keys_tell_weights_parts_and_code_apart(monkeypatch: pytest.MonkeyPatch) -> None:

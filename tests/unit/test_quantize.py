@@ -1,6 +1,7 @@
 """A checkpoint in 8-bit integers: the same masks but for few pixels, served like any, refused without OpenVINO."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from models.engine import EngineError, Precision, example_images, example_prompt
 from models.engine_choice import EngineBuilder, EngineOptions
 from models.tensor_file import write_safetensors
 from service.app import create_app
+from service.reload import read_folder
 from service.settings import Settings, SettingsError
 from training import quantize as quantization
 from training.cli import app
@@ -100,7 +102,7 @@ def test_a_frozen_tower_stays_as_it_is_shared(raw_pets: Path, tmp_path: Path) ->
     assert logits.shape == wanted.shape
     assert np.corrcoef(logits.flatten(), wanted.flatten())[0, 1] > 0.98
     assert list(made.graphs) == ["decode"]
-    assert engine.encoder_digest == source.model.encoder_digest() is not None
+    assert engine.shared_encoder == source.model.encoder_digest() is not None
     torch.testing.assert_close(made.model.encode(images), source.model.encode(images))
     with pytest.raises(CheckpointError, match="got graphs for OpenVINO, wanted weights"):
         made.model.decode(made.model.encode(images), prompts)
@@ -108,7 +110,7 @@ def test_a_frozen_tower_stays_as_it_is_shared(raw_pets: Path, tmp_path: Path) ->
 
 def test_an_encoder_in_integers_has_a_digest_of_its_own(int8: Path) -> None:
     checkpoint = load_checkpoint(int8)
-    assert EngineBuilder(CPU, EngineOptions()).build(checkpoint).encoder_digest == checkpoint.graphs["encode"].digest
+    assert EngineBuilder(CPU, EngineOptions()).build(checkpoint).shared_encoder == checkpoint.graphs["encode"].digest
 
 
 def test_files_of_other_parts_are_refused(int8: Path, tmp_path: Path) -> None:
@@ -140,10 +142,43 @@ def test_the_command_measures_what_it_made(checkpoint_folder: Path, raw_pets: Pa
     assert measured["image"]["photos"] == 12
     assert 0 <= measured["mean_iou_before"] <= 1
 
+    before = out.read_bytes()
     code, said = run(*common, "--split", "test", "--max-loss", "-100")
     assert code != 0
     assert "wanted a loss of at most -100.0 points" in said
-    assert not out.exists()
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_served_folder_gets_the_file_only_once_it_is_measured(
+    checkpoint_folder: Path, raw_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, seen = quantization.measure_loss, []
+
+    def look(*arguments: Any) -> Any:
+        seen.append(read_folder(tmp_path))
+        return measure(*arguments)
+
+    monkeypatch.setattr(quantization, "measure_loss", look)
+    out = tmp_path / "unet.safetensors"
+    source = str(checkpoint_folder / "unet.safetensors")
+    code, said = run(source, "--data", str(raw_pets), "--out", str(out), "--split", "test", "--max-loss", "100")
+    assert code == 0, said
+    assert seen == [{}]
+    assert list(read_folder(tmp_path)) == [out]
+    assert load_checkpoint(out).name == "unet"
+
+
+def test_the_source_is_not_written_over(checkpoint_folder: Path, raw_pets: Path, tmp_path: Path) -> None:
+    source, link = tmp_path / "unet.safetensors", tmp_path / "link.safetensors"
+    source.write_bytes((checkpoint_folder / "unet.safetensors").read_bytes())
+    link.symlink_to(source)
+    before = source.read_bytes()
+    for out in (source, link):
+        code, said = run(str(source), "--data", str(raw_pets), "--out", str(out), "--split", "test")
+        assert code != 0
+        assert f"got --out {out}, the checkpoint itself; wanted another file" in said
+    assert source.read_bytes() == before
 
 
 def test_evaluation_goes_through_the_engine(int8: Path, raw_pets: Path) -> None:
