@@ -3,6 +3,7 @@
 Fields may stand in a form or in the query; the photo in a form part or as the whole body. Nothing touches the disk.
 """
 
+import asyncio
 import json
 import re
 import sys
@@ -30,6 +31,9 @@ OCTETS = "application/octet-stream"
 
 _MAX_FORM_BYTES = 64 << 10
 """A form without a photo holds a prompt and no more."""
+
+_LARGE_BODY_BYTES = 1 << 20
+"""From here on chunks are joined on a thread: a millisecond for each megabyte, in which nobody would be answered."""
 
 _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 """One that does not end goes on to the end: a parser meets nothing behind it."""
@@ -173,7 +177,8 @@ async def _read_multipart(
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise _invalid("image", f"got more than {max_images} files, wanted at most {max_images}") from error
+            advice = "; send many to /segment/{model}/batch" if max_images == 1 else ""
+            raise _invalid("image", f"got more than {max_images} files, wanted at most {max_images}{advice}") from error
         reason = error.message.rstrip(".")
         raise InvalidRequest(f"got a multipart body that does not parse ({reason}); send it anew, whole") from error
     try:
@@ -183,6 +188,7 @@ async def _read_multipart(
                     raise _invalid(name, f"got a file part named {_shorten(name)}, wanted image; rename the part")
                 uploads.append(Upload(value.filename or "", value.file.read()))
                 value.file.close()  # at once: a batch would otherwise be in memory twice
+                await asyncio.sleep(0)  # each part is copied here: all of a batch in one go would hold up everyone else
             elif name == "image":
                 raise _invalid("image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg")
             else:
@@ -219,7 +225,10 @@ async def limit_bytes(request: Request, max_bytes: int) -> AsyncGenerator[bytes,
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body in memory."""
-    return b"".join([chunk async for chunk in limit_bytes(request, max_bytes)])
+    chunks = [chunk async for chunk in limit_bytes(request, max_bytes)]
+    if sum(map(len, chunks)) < _LARGE_BODY_BYTES:
+        return b"".join(chunks)
+    return await asyncio.to_thread(b"".join, chunks)
 
 
 def _parse_form(body: bytes) -> list[tuple[str, str]]:
@@ -252,6 +261,9 @@ def _check(kind: type[Fields], given: Iterable[tuple[str, str]]) -> Fields:
             name = str(each["loc"][0])
             if each["type"] == "extra_forbidden":
                 detail = f"got the unknown field {_shorten(name)}, wanted {known}"
+            elif name == "image_id":
+                wanted = "wanted sha256: and 64 lowercase hexadecimal digits, as image.id or X-Image-Id gave it"
+                detail = f"got {_shorten(str(each['input']))}, {wanted}"
             else:
                 detail = f"got {_shorten(str(each['input']))}; {each['msg']}"
             errors.append({"pointer": pointer(name), "detail": detail})

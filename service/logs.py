@@ -5,6 +5,7 @@ Lines hold what an operator needs and nothing of the callers': no query, no prom
 
 import json
 import logging
+import math
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -61,6 +62,8 @@ class LogfmtFormatter(StructuredFormatter):
 
 def logfmt_value(value: object) -> str:
     """`value` as logfmt writes it."""
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)  # JSON's own text of it, at a tenth of the time: half of a request's line are numbers
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 

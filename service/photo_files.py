@@ -29,33 +29,41 @@ def find_photos(given: Sequence[str], out: Path) -> list[PhotoFile]:
     What lies under `out`, a folder, is a result of an earlier run and no photo. Raises FileNotFoundError for what
     names nothing.
     """
-    found: set[Path] = set()
+    found: dict[Path, Path] = {}  # a photo's target -> the photo as it was found first
     roots: list[Path] = []
     results = out.resolve()
     for each in given:
-        path = Path(each)
+        path = _absolute(Path(each))
         if path.is_dir():
             photos = _photos_among(path.rglob("*"))
-            roots.append(path.resolve())
+            roots.append(path)
         elif path.exists():
             photos = [path]
-            roots.append(path.resolve().parent)
+            roots.append(path.parent)
         else:
-            photos = _photos_among(Path(match) for match in glob.glob(each, recursive=True))  # noqa: PTH207 - also absolute ones
-            roots += [photo.resolve().parent for photo in photos]
+            photos = _photos_among(_absolute(Path(match)) for match in glob.glob(each, recursive=True))  # noqa: PTH207 - also absolute ones
+            roots += [photo.parent for photo in photos]
         photos = [photo for photo in photos if not photo.resolve().is_relative_to(results)]
         if not photos:
             raise FileNotFoundError(
                 f"{each}: got no photo there, wanted a file, a folder or a glob with {', '.join(sorted(SUFFIXES))}"
             )
-        found.update(photo.resolve() for photo in photos)
+        for photo in sorted(photos):
+            found.setdefault(photo.resolve(), photo)
+    # As they were found: a link may lead out of the folder, and its target's name says nothing to who gave the folder.
     root = Path(os.path.commonpath(roots))
-    names = sorted(PurePosixPath(path.relative_to(root).as_posix()) for path in found)
+    names = sorted(PurePosixPath(path.relative_to(root).as_posix()) for path in found.values())
     taken = Counter(name.with_suffix("") for name in names)
     return [
         PhotoFile(root / name, name, name if taken[name.with_suffix("")] > 1 else name.with_suffix(""))
         for name in names
     ]
+
+
+def _absolute(path: Path) -> Path:
+    """`path` from the root, its links as they are; but for what stands before a `..`, which leads up from a target."""
+    up = max((place + 1 for place, part in enumerate(path.parts) if part == ".."), default=0)
+    return Path(*path.parts[:up]).resolve().joinpath(*path.parts[up:])
 
 
 def _photos_among(paths: Iterable[Path]) -> list[Path]:

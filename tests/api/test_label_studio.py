@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint
+from service import label_studio_images
 from service.errors import BodyTooLarge
 from service.label_studio_images import LabelStudioImages
 from service.label_studio_routes import count_values
@@ -374,3 +376,15 @@ def test_settings_want_a_plain_address(url: str) -> None:
 
 def test_the_token_is_not_shown(unet: Checkpoint) -> None:
     assert "hush" not in repr(Settings.model_validate({"label_studio_token": "hush"}))
+
+
+async def test_a_data_uri_is_decoded_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded_on = []
+
+    def decode(*_: object) -> bytes:
+        decoded_on.append(threading.current_thread())
+        return b"photo"
+
+    monkeypatch.setattr(label_studio_images, "decode_data_uri", decode)
+    assert await LabelStudioImages(Settings()).read("data:image/png;base64,eA==", None) == b"photo"
+    assert decoded_on != [threading.current_thread()]

@@ -176,7 +176,11 @@ INVALID: list[tuple[dict[str, str], str, str]] = [
     ({"points": "[[1, 1], [60, 1]]"}, "#/points/1", "got (60, 1), wanted 0 <= x < 60, 0 <= y < 40"),
     ({"image": "text"}, "#/image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg"),
     ({"image_id": GONE}, "#/image_id", "got an image and an image_id; send one of them"),
-    ({"image_id": "sha256:x"}, "#/image_id", "got 'sha256:x'; String should match pattern"),
+    (
+        {"image_id": "sha256:x"},
+        "#/image_id",
+        "got 'sha256:x', wanted sha256: and 64 lowercase hexadecimal digits",
+    ),
 ]
 
 
@@ -221,7 +225,8 @@ async def test_other_or_more_files(client: httpx.AsyncClient) -> None:
     other = await client.post("/segment/colour", files={"photo": image})
     assert "got a file part named 'photo', wanted image" in problem(other, "invalid-request")["detail"]
     two = await client.post("/segment/colour", files=[("image", image), ("image", image)])
-    assert "got more than 1 files, wanted at most 1" in problem(two, "invalid-request")["detail"]
+    detail = problem(two, "invalid-request")["detail"]
+    assert "got more than 1 files, wanted at most 1; send many to /segment/{model}/batch" in detail
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=b"])

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import Request
 
 from models.checkpoint import Checkpoint
 from models.letterbox import Letterbox, decode_image, image_tensor
+from service.forms import read_batch, read_body
 from tests.fakes import TextModel, decode_rle, encode, picture, read
 
 pytestmark = pytest.mark.anyio
@@ -307,3 +309,50 @@ async def test_concurrent_requests_share_batches_and_get_their_own_answers(clien
 async def test_json_of_the_answer_is_plain(client: httpx.AsyncClient) -> None:
     response = await post(client, "click", encode(picture()), points="[[1, 2, 1], [3.5, 4]]", output="rle")
     assert json.load(io.BytesIO(response.content))["prompt"]["points"] == [[1, 2, 1], [3.5, 4, 1]]
+
+
+def request_of(body: bytes, content_type: str) -> Request:
+    """A request whose body has come already, in chunks as a server hands them on."""
+    chunks = [body[at : at + (1 << 16)] for at in range(0, len(body), 1 << 16)]
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+    return Request({"type": "http", "method": "POST", "headers": headers, "query_string": b""}, receive)
+
+
+class LoopTurns:
+    """How often others had their turn on the event loop meanwhile."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __aenter__(self) -> "LoopTurns":
+        self._task = asyncio.create_task(self._go_on())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+
+    async def _go_on(self) -> None:
+        while True:
+            self.count += 1
+            await asyncio.sleep(0)
+
+
+async def test_between_the_photos_of_a_batch_others_have_their_turn() -> None:
+    part = b'--b\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n\r\nxyz\r\n'
+    async with LoopTurns() as turns:
+        uploads, _ = await read_batch(request_of(40 * part + b"--b--", "multipart/form-data; boundary=b"), 1 << 20, 40)
+    assert [upload.data for upload in uploads] == 40 * [b"xyz"]
+    assert turns.count >= 40
+
+
+async def test_a_large_body_is_joined_beside_the_event_loop() -> None:
+    body = bytes(range(256)) * (1 << 14)
+    async with LoopTurns() as turns:
+        assert await read_body(request_of(body, "image/jpeg"), 1 << 23) == body
+    assert turns.count > 0

@@ -46,3 +46,25 @@ def test_a_slow_model_does_not_hold_up_the_start() -> None:
     device = Device({1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3})
     assert find_batch_size(device.run, 8, budget_s=13.0, clock=device.clock) == 2
     assert device.now <= 13.0
+
+
+class SmallDevice(Device):
+    """One without memory for four."""
+
+    def run(self, batch_size: int) -> None:
+        super().run(batch_size)
+        if batch_size >= 4:
+            raise MemoryError
+
+
+def test_what_does_not_fit_into_memory_is_too_large() -> None:
+    device = SmallDevice({1: 1.0, 2: 1.0, 4: 1.0})
+
+    def is_too_much(error: Exception) -> bool:
+        return isinstance(error, MemoryError)
+
+    assert find_batch_size(device.run, 8, is_too_much=is_too_much, budget_s=1000, clock=device.clock) == 2
+    with pytest.raises(MemoryError):
+        find_batch_size(lambda size: device.run(4), 8, is_too_much=is_too_much, budget_s=1000, clock=device.clock)
+    with pytest.raises(MemoryError):
+        find_batch_size(device.run, 8, budget_s=1000, clock=device.clock)

@@ -125,6 +125,12 @@ def test_compose_publishes_on_this_machine_alone() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_what_compose_alone_reads_is_no_setting_of_the_service() -> None:
+    # Exported for compose, it would stop every petseg command of the same shell as an unknown setting.
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert unknown_variables(dict.fromkeys(re.findall(r"\$\{(\w+)", text), "")) == []
+
+
 def test_compose_mounts_what_exists_and_prometheus_asks_the_operation_port() -> None:
     composed = read_yaml(ROOT / "docker-compose.yml")
     for service in composed["services"].values():
@@ -217,6 +223,8 @@ def test_pods_have_little_rights_and_time_to_finish() -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     settings = our_settings({entry["name"]: entry.get("value") for entry in container["env"]})
+    # What a node has is not what a pod may use, and none of the three can see the difference by itself.
+    assert {"PETSEG_STREAMS", "PETSEG_STREAM_THREADS", "PETSEG_IMAGE_THREADS"} <= settings.keys()
     assert pod["terminationGracePeriodSeconds"] > float(settings["PETSEG_LINGER_S"]) + Settings().drain_s
 
 

@@ -51,6 +51,16 @@ def test_no_value_can_begin_a_line_or_a_field_of_its_own(text: str) -> None:
         assert "=" not in value and " " not in value
 
 
+@given(st.integers() | st.floats() | st.booleans() | st.none())
+def test_numbers_are_written_as_json_writes_them(value: object) -> None:
+    assert logfmt_value(value) == json.dumps(value)
+
+
+def test_numbers_do_not_go_through_the_json_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(json, "dumps")
+    assert [logfmt_value(value) for value in (200, 1.5, "timm_unet")] == ["200", "1.5", "timm_unet"]
+
+
 @pytest.mark.parametrize("formatter", [JsonFormatter(), LogfmtFormatter()])
 def test_a_trace_stays_on_its_line(formatter: logging.Formatter) -> None:
     failed = record("failed")

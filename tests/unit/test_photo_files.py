@@ -38,6 +38,30 @@ def test_each_photo_is_named_once_from_the_common_folder(folder: Path) -> None:
     assert names(["photos/a.jpg", "photos/deep", "photos/*.jpg"]) == ["a.jpg", "deep/a.jpg", "deep/er/c.webp"]
 
 
+def test_a_link_is_named_as_it_was_found(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "cat.jpg").write_bytes(b"x")
+    (folder / "deep" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "cat.jpg")
+    assert names(["photos/deep"]) == ["a.jpg", "er/c.webp", "link.jpg"]
+    assert names(["photos/deep/link.jpg"]) == ["link.jpg"]
+    (tmp_path / "album").symlink_to(folder / "deep")
+    assert names(["album"]) == ["a.jpg", "er/c.webp", "link.jpg"]
+
+
+def test_a_photo_and_a_link_to_it_are_one_photo(folder: Path) -> None:
+    (folder / "z.jpg").symlink_to(folder / "a.jpg")
+    assert names(["photos/*.jpg"]) == ["a.jpg"]
+
+
+def test_a_link_into_the_results_is_no_photo(folder: Path) -> None:
+    (folder / "made.png").symlink_to(folder / "masks" / "a.png")
+    assert "made.png" not in names(["photos"])
+
+
+def test_a_folder_may_be_named_by_a_way_round(folder: Path) -> None:
+    assert names(["photos/deep/../deep/a.jpg", "photos/deep"]) == ["a.jpg", "er/c.webp"]
+
+
 def test_photos_that_differ_in_their_ending_alone_keep_it(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"x")
     stems = {str(photo.name): str(photo.stem) for photo in find_photos(["photos/*"], Path("out"))}

@@ -65,3 +65,19 @@ def test_settings_do_not_change() -> None:
 def test_lists_are_words_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PETSEG_CORS_ORIGINS", "https://a.example, https://b.example,")
     assert read_settings().cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = read_settings()
+    for name in ("PETSEG_ENGINE_CACHE", "PETSEG_KEYS", "PETSEG_PORT", "PETSEG_CORS_ORIGINS"):
+        monkeypatch.setenv(name, "")
+    assert read_settings() == wanted
+
+
+def test_as_many_streams_and_threads_as_a_large_machine_has_cpus_may_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PETSEG_STREAMS", "PETSEG_IMAGE_THREADS"):
+        monkeypatch.setenv(name, "384")
+    settings = read_settings()
+    assert (settings.streams, settings.image_threads) == (384, 384)

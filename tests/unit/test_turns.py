@@ -127,6 +127,35 @@ def test_a_holder_that_hangs_stops_nobody_for_good() -> None:
         assert turns._free == 0
 
 
+def test_one_that_hangs_loses_its_place_also_while_others_are_busy() -> None:
+    turns, is_over, has_both_places = Turns(2, patience_s=0.1), threading.Event(), threading.Event()
+    inside: list[int] = []
+
+    def hang() -> None:
+        with turns.take("stuck"):
+            is_over.wait(10)
+
+    def work() -> None:
+        while not is_over.is_set():
+            with turns.take("busy"):
+                inside.append(1)
+                time.sleep(0.005)
+                if len(inside) == 2:
+                    has_both_places.set()
+                inside.pop()
+
+    threads = [threading.Thread(target=hang)]
+    threads[0].start()
+    wait_until(lambda: len(turns._holding) == 1)
+    threads += [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads[1:]:
+        thread.start()
+    assert has_both_places.wait(5)
+    is_over.set()
+    for thread in threads:
+        thread.join(10)
+
+
 def test_a_place_comes_free_when_the_block_raises() -> None:
     turns = Turns(1)
     with pytest.raises(ValueError, match="broken"), turns.take("model"):
