@@ -111,7 +111,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     def build_pipeline(path: Path) -> Pipeline:
         (predictor,) = build_predictors([load_checkpoint(path)], app.state.engines, settings, app.state.cache)
         pipeline = Pipeline(predictor, pool, turns, settings, metrics)
-        pipeline.warm_up()
+        try:
+            pipeline.warm_up()
+        except BaseException:
+            pipeline.batcher.end()  # its threads hold the network
+            raise
         return pipeline
 
     pipelines = {

@@ -17,6 +17,7 @@ def find_batch_size(
     run: Callable[[int], object],
     limit: int,
     *,
+    is_too_much: Callable[[Exception], bool] = lambda error: False,
     budget_s: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
@@ -24,12 +25,19 @@ def find_batch_size(
 
     run: runs a batch of so many items. Sizes are tried by doubling until the rate falls or `budget_s` is spent; each
     size first runs once unmeasured, which warms it up.
+    is_too_much: whether what `run` raised says that the device has no memory for so many; then fewer are taken.
+    Anything else is raised, and so is that of a single item.
     """
     ends_at = clock() + budget_s
     chosen, best_rate, batch_size = 1, 0.0, 1
     while batch_size <= limit:
-        run(batch_size)
-        spent = min(_measure(run, batch_size, clock) for _ in range(_REPEATS))
+        try:
+            run(batch_size)
+            spent = min(_measure(run, batch_size, clock) for _ in range(_REPEATS))
+        except Exception as error:
+            if batch_size == 1 or not is_too_much(error):
+                raise
+            break
         rate = batch_size / (spent + _HANDOVER_S)
         if rate < best_rate * _WORTH and batch_size > 1:
             break

@@ -151,11 +151,15 @@ class Batcher(Generic[Item, Result]):
         """Whole seconds, at least 1, until about half of the queue is done."""
         return max(1, math.ceil(0.5 * len(self._queue) * self._seconds_per_item / len(self._threads)))
 
-    async def close(self, drain_s: float = math.inf) -> None:
-        """Take no more items, finish the queued ones within `drain_s`, fail the rest with BatcherClosedError."""
+    def end(self) -> None:
+        """Take no more items; the threads end with the last queued one. May be called from any thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    async def close(self, drain_s: float = math.inf) -> None:
+        """Take no more items, finish the queued ones within `drain_s`, fail the rest with BatcherClosedError."""
+        self.end()
         await asyncio.to_thread(self._join, drain_s)
         with self._changed:
             rest = list(self._queue.values())

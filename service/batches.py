@@ -36,15 +36,16 @@ async def segment_all(
     A caller that stops reading cancels the rest.
     """
     gate = asyncio.Semaphore(max_at_once)
+    finished: asyncio.Queue[Finished] = asyncio.Queue()  # of tasks that keep nothing: each photo's tensors go with it
 
-    async def finish(index: int, upload: Upload) -> Finished:
+    async def finish(index: int, upload: Upload) -> None:
         async with gate:
-            return Finished(index, upload.filename, await outcome_of(segment(upload.data)))
+            finished.put_nowait(Finished(index, upload.filename, await outcome_of(segment(upload.data))))
 
     tasks = [asyncio.ensure_future(finish(index, upload)) for index, upload in enumerate(uploads)]
     try:
-        for finished in asyncio.as_completed(tasks):
-            yield await finished
+        for _ in tasks:
+            yield await finished.get()
     finally:
         for task in tasks:
             task.cancel()

@@ -103,7 +103,7 @@ async def predict(request: Request, pipeline: OpenPipelineDep, images: ImagesDep
     gate = asyncio.Semaphore(2 * pipeline.batcher.max_batch_size * settings.streams)
 
     async def predict_one(task: LabelStudioTask) -> LabelStudioPrediction:
-        async with gate:
+        async with gate, pipeline.batch_room:
             return await predict_task(pipeline, images, task, labelling, prompt, chosen)
 
     async def predict_all() -> list[LabelStudioPrediction | errors.Problem]:

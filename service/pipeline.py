@@ -23,8 +23,8 @@ from service.batcher import (
     QueueFullError,
     QueueTimeoutError,
 )
-from service.errors import DeadlineExceeded, InternalError, NotReady, Overloaded, Problem
-from service.forward_passes import ForwardPasses, OutOfDeviceMemoryError
+from service.errors import DeadlineExceeded, ImageGone, InternalError, NotReady, Overloaded, Problem
+from service.forward_passes import ForwardPasses, OutOfDeviceMemoryError, is_out_of_memory
 from service.metrics import CANCELLED, OK, Metrics, ModelMetrics
 from service.predictor import Prediction, Predictor, Prepared
 from service.settings import Settings
@@ -88,6 +88,9 @@ class Pipeline:
         self._pool = pool
         self.settings = settings
         self.in_flight = 0
+        self.batch_room = asyncio.Semaphore(max(1, settings.queue_size // 2))
+        """Entered around each photo of a request with many: they wait for each other rather than fill the queue, and
+        half of it is left to requests with one."""
         self.users = 0
         self._is_unused = asyncio.Event()
         self._is_unused.set()
@@ -121,7 +124,7 @@ class Pipeline:
         engine = self.predictor.engine
         size = self.settings.max_batch_size or 1
         if not self.settings.max_batch_size and not engine.is_stand_in:
-            size = find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type])
+            size = find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type], is_too_much=is_out_of_memory)
         for batch_size in sorted({1, size}):
             engine.warm_up(batch_size)
         self.passes.set_max_batch_size(size)
@@ -160,9 +163,13 @@ class Pipeline:
         deadline = time.monotonic() + self.settings.deadline_s
         with self._admit(), self._problems(deadline):
             async with asyncio.timeout(self.settings.deadline_s):
-                prepared = await self._in_pool(
-                    stages, DECODE, self.predictor.prepare, photo.upload, photo.image_id, photo.prompt
-                )
+                try:
+                    prepared = await self._in_pool(
+                        stages, DECODE, self.predictor.prepare, photo.upload, photo.image_id, photo.prompt
+                    )
+                except ImageGone:
+                    self._metrics.count_lookup(False)
+                    raise
                 self._metrics.count_lookup(prepared.kept is not None)
                 batched = await self._in_batch(stages, prepared, deadline)
                 drawn = await self._in_pool(stages, DRAW, draw, prepared, batched.result)

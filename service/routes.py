@@ -140,8 +140,9 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep) -> Response
     form = Output.PNG if output is BatchOutput.ZIP else Output.RLE
     draw = drawer(form, fields.rle or Rle.COMPRESSED, pipeline.predictor)
 
-    def segment_one(data: bytes) -> Coroutine[Any, Any, Segmented[Drawing]]:
-        return pipeline.segment(Photo(data, None, prompt), draw)
+    async def segment_one(data: bytes) -> Segmented[Drawing]:
+        async with pipeline.batch_room:
+            return await pipeline.segment(Photo(data, None, prompt), draw)
 
     finished = segment_all(uploads, segment_one, max_at_once=4 * pipeline.batcher.max_batch_size * settings.streams)
 

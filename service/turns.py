@@ -56,8 +56,8 @@ class Turns:
             ticket = object()
             self._waiting.setdefault(group, deque()).append(ticket)
             while not (self._free > 0 and self._is_next(group, ticket)):
-                if not self._changed.wait(self._patience_s):
-                    self._discount_overstayers()
+                self._changed.wait(self._patience_s)
+                self._discount_overstayers()  # also where others kept this one awake
             self._waiting[group].popleft()
             if not self._waiting[group]:
                 del self._waiting[group]
@@ -87,8 +87,9 @@ class Turns:
 
     def _discount_overstayers(self) -> None:
         latest = time.monotonic() - self._patience_s
-        for turn in self._holding:
-            if turn.is_counted and turn.started_at <= latest:
-                turn.is_counted = False
-                self._free += 1
-        self._changed.notify_all()
+        overstayed = [turn for turn in self._holding if turn.is_counted and turn.started_at <= latest]
+        for turn in overstayed:
+            turn.is_counted = False
+        self._free += len(overstayed)
+        if overstayed:
+            self._changed.notify_all()

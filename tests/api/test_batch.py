@@ -1,8 +1,10 @@
 """POST /segment/{model}/batch: each photo is one line or one file, and a bad one spoils no other."""
 
 import asyncio
+import gc
 import io
 import json
+import weakref
 import zipfile
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest
 from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint
-from service.batches import entry_names
+from service.app import create_app
+from service.batches import entry_names, segment_all
 from service.forms import Upload
 from service.settings import Settings
-from tests.fakes import BrokenModel, StuckModel, TextModel, asgi_scope, encode, picture, read
+from tests.fakes import BrokenModel, StuckModel, TextModel, asgi_scope, encode, picture, read, until
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +82,46 @@ async def test_more_photos_than_the_queue_holds_are_all_answered(client: httpx.A
     found = lines(await post(client, "colour", photos))
     assert [line["filename"] for line in found] == [name for name, _ in photos]
     assert all(line["segments"] for line in found)
+
+
+async def test_batches_leave_room_for_each_other_and_for_single_photos(
+    settings: Settings, checkpoints: list[Checkpoint]
+) -> None:
+    small = settings.model_copy(update={"queue_size": 8, "streams": 4})  # each batch alone would have 128 in work
+    app = create_app(small, checkpoints)
+    photos = [(f"{seed}.png", encode(picture(seed=seed))) for seed in range(24)]
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        batches = [asyncio.ensure_future(post(client, "colour", photos)) for _ in range(2)]
+        pipeline = app.state.service.pipelines["colour"]
+        await until(lambda: pipeline.in_flight == 4)
+        single = await client.post("/segment/colour", files={"image": photos[0]})
+        assert single.status_code == 200
+        for batch in batches:
+            assert all(line.get("segments") for line in lines(await batch))
+
+
+async def test_a_photo_is_let_go_once_it_is_answered() -> None:
+    class Outcome:
+        pass
+
+    made: list[weakref.ref[Outcome]] = []
+
+    async def segment(data: bytes) -> Any:
+        await asyncio.sleep(0.01 * len(made))
+        outcome = Outcome()
+        made.append(weakref.ref(outcome))
+        return outcome
+
+    uploads = [Upload(f"{place}.png", b"") for place in range(6)]
+    alive = []
+    async for _ in segment_all(uploads, segment, max_at_once=1):
+        gc.collect()
+        alive.append(sum(each() is not None for each in made))
+    assert len(made) == 6
+    assert max(alive) <= 3  # the one just answered, the one before it, and one that is finished meanwhile
 
 
 async def test_a_defect_is_one_problem_line_without_its_text(

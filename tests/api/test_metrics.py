@@ -91,6 +91,9 @@ async def test_cache_hits_and_misses(client: httpx.AsyncClient, sample: Sample) 
     assert sample("petseg_cache_photos") == 1
     held, limit = sample("petseg_cache_bytes"), sample("petseg_cache_limit_bytes")
     assert held and limit and 0 < held < limit
+    gone = await client.post("/segment/click", data={"image_id": f"sha256:{64 * '0'}", "x": "3", "y": "3"})
+    assert gone.status_code == 410
+    assert sample("petseg_cache_lookups_total", model="click", result="miss") == 2
 
 
 async def test_levels_while_a_model_is_at_work(

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import shutil
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from models.architectures import get_architecture
 from models.base import SegmentationModel
 from models.checkpoint import ModelCard, save_checkpoint
 from service.app import create_app
+from service.pipeline import Pipeline
 from service.settings import Settings
 from tests.fakes import encode, picture, read, until
 
@@ -144,6 +146,20 @@ async def test_a_network_that_does_not_run_leaves_the_old_one_serving(
     with monkeypatch.context() as patch:
         patch.setattr(get_architecture("unet"), "decode", fail)
         await app.state.reloader.reload()
+    assert await seen_by(client, "a") == 0
+
+
+async def test_a_network_that_does_not_warm_up_leaves_nothing_behind(
+    client: httpx.AsyncClient, app: FastAPI, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Pipeline) -> None:
+        raise RuntimeError("no memory for a second network")
+
+    before = threading.active_count()
+    write_unet(folder / "a.safetensors", 2)
+    monkeypatch.setattr(Pipeline, "warm_up", fail)
+    await app.state.reloader.reload()
+    await until(lambda: threading.active_count() <= before)
     assert await seen_by(client, "a") == 0
 
 
