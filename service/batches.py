@@ -36,16 +36,27 @@ async def segment_all(
     A caller that stops reading cancels the rest.
     """
     gate = asyncio.Semaphore(max_at_once)
-    finished: asyncio.Queue[Finished] = asyncio.Queue()  # of tasks that keep nothing: each photo's tensors go with it
+    # From tasks that keep nothing: each photo's tensors go with its answer, not with the last one.
+    finished: asyncio.Queue[Finished | BaseException] = asyncio.Queue()
 
     async def finish(index: int, upload: Upload) -> None:
-        async with gate:
-            finished.put_nowait(Finished(index, upload.filename, await outcome_of(segment(upload.data))))
+        try:
+            async with gate:
+                finished.put_nowait(Finished(index, upload.filename, await outcome_of(segment(upload.data))))
+        except BaseException as error:
+            finished.put_nowait(error)
+            raise
 
     tasks = [asyncio.ensure_future(finish(index, upload)) for index, upload in enumerate(uploads)]
     try:
         for _ in tasks:
-            yield await finished.get()
+            each = await finished.get()
+            if isinstance(
+                each, BaseException
+            ):  # cancelled with the threads that it waited for, at the end of the process
+                raise each
+            yield each
+            del each
     finally:
         for task in tasks:
             task.cancel()

@@ -1,6 +1,7 @@
 """Label Studio's ML backend contract, for each model under /label-studio/{model}: health, setup, predict."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends
@@ -101,9 +102,10 @@ async def predict(request: Request, pipeline: OpenPipelineDep, images: ImagesDep
         return LabelStudioPredictions(results=[nothing] * len(body.tasks), model_version=version)
     prompt = clicks if takes_clicks else None
     gate = asyncio.Semaphore(2 * pipeline.batcher.max_batch_size * settings.streams)
+    room = pipeline.batch_room if len(body.tasks) > 1 else nullcontext()  # who clicks does not wait behind batches
 
     async def predict_one(task: LabelStudioTask) -> LabelStudioPrediction:
-        async with gate, pipeline.batch_room:
+        async with gate, room:
             return await predict_task(pipeline, images, task, labelling, prompt, chosen)
 
     async def predict_all() -> list[LabelStudioPrediction | errors.Problem]:

@@ -124,6 +124,15 @@ async def test_a_photo_is_let_go_once_it_is_answered() -> None:
     assert max(alive) <= 3  # the one just answered, the one before it, and one that is finished meanwhile
 
 
+async def test_a_batch_whose_work_is_cancelled_ends() -> None:
+    async def segment(data: bytes) -> Any:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        async for _ in segment_all([Upload("a.png", b"")], segment, max_at_once=1):
+            pass
+
+
 async def test_a_defect_is_one_problem_line_without_its_text(
     client: httpx.AsyncClient, checkpoints: list[Checkpoint]
 ) -> None:
