@@ -31,6 +31,7 @@ from models.backbone_file import (
     open_clip_config,
     read_backbone_card,
 )
+from models.layers import is_recorded
 from models.visual_towers import VisualOutput, view_tower
 
 _TEXT_CACHE_ROWS = 4096
@@ -137,7 +138,7 @@ class ClipBackbone(nn.Module):
 
         tokens: Tensor [B, 77], int64. Rows seen before come from a cache, which is bypassed while the model is traced.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or tokens.is_meta:  # type: ignore[attr-defined, no-untyped-call]
+        if is_recorded(tokens):
             return self._embed_text(tokens)
         weight = self.clip.logit_scale
         keys = [(row.tobytes(), weight.device, weight.dtype) for row in tokens.cpu().numpy()]

@@ -108,6 +108,11 @@ class Vote(nn.Conv2d):
         return super().forward(inputs.mean((2, 3), keepdim=True))
 
 
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether code that runs on `tensor` is traced, compiled or only sized up: it may not depend on values then."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)  # type: ignore[attr-defined, no-untyped-call]
+
+
 def resize_to(features: Tensor, like: Tensor) -> Tensor:
     """Bilinear resize of [B, C, h, w] to the height and width of `like`."""
     return resize(features, like.shape[-2], like.shape[-1])

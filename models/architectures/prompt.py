@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from models.base import Features
 from models.frozen_clip import FrozenClip, FrozenClipConfig, cosine_map
-from models.layers import resize_to, shrink_mean
-from models.prompts import PromptKind, PromptTensors
+from models.layers import is_recorded, resize_to, shrink_mean
+from models.prompts import PADDING_LABEL, PromptKind, PromptTensors
 
 
 class PromptConfig(FrozenClipConfig):
@@ -56,6 +56,9 @@ class PromptModel(FrozenClip):
 
     def _heatmaps(self, prompt: PromptTensors) -> PromptTensors:
         points, labels = prompt["points"].float(), prompt["point_labels"]
+        if not (labels.is_cuda or is_recorded(labels)):  # a GPU would be waited for; elsewhere padding costs most of it
+            is_click = (labels != PADDING_LABEL).any(0)
+            points, labels = points[:, is_click], labels[:, is_click]
         pixels = torch.arange(self.config.image_size, device=points.device)
         across = (-0.5 * ((pixels - points[..., :1]) / self.config.sigma_px).square()).exp()  # [B, N, S]
         down = (-0.5 * ((pixels - points[..., 1:]) / self.config.sigma_px).square()).exp()  # [B, N, S]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from models.architectures import get_architecture, list_architectures
+from models.architectures.prompt import PromptConfig
 from models.base import PromptMismatchError, SegmentationModel
 from models.checkpoint import ModelCard, backbone_digest, load_checkpoint, save_checkpoint
 from models.clip_backbone import BackboneConfig
@@ -226,3 +227,23 @@ def test_clip_picks_its_own_prompt_under_autocast() -> None:
         images = torch.rand(2, 3, side, side)
         assert None not in model.chosen_prompts(model.encode(images), none)
         assert model(images, none).isfinite().all()
+
+
+def test_clicks_become_gaussians_and_padding_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("prompt")
+    config = cast(PromptConfig, model.config)
+    points = torch.rand(2, 64, 2, generator=torch.Generator().manual_seed(3)) * config.image_size
+    labels = torch.full((2, 64), -1)
+    labels[0, 0], labels[1, 0], labels[1, 5] = 1, 0, 1
+    found = model.embed_prompt((), {"points": points, "point_labels": labels})
+    pixels = torch.arange(config.image_size)
+    for name, wanted in (("positive", {(0, 0), (1, 5)}), ("negative", {(1, 0)})):
+        expected = torch.zeros(2, 1, config.image_size, config.image_size)
+        for row, place in wanted:
+            x, y = points[row, place]
+            squares = (pixels - x).square()[None, :] + (pixels - y).square()[:, None]
+            expected[row, 0] += (-0.5 * squares / config.sigma_px**2).exp()
+        torch.testing.assert_close(found[name], expected)
+    monkeypatch.setattr("models.architectures.prompt.is_recorded", lambda tensor: True)
+    padded = model.embed_prompt((), {"points": points, "point_labels": labels})
+    assert all(torch.equal(found[name], padded[name]) for name in found)
