@@ -206,7 +206,7 @@ async def generate(load: Load, on_clock: Callable[[], object] = lambda: None) ->
 
 
 async def _wait(work: "asyncio.Future[None]", seconds: float, is_enough: Callable[[], bool]) -> None:
-    """Let `work` go on for `seconds`, and until it is enough, at most `_LONGEST_S` or what `seconds` are beyond it."""
+    """Let `work` go on for `seconds`, and beyond that until it is enough, `_LONGEST_S` at most."""
     began_at = time.perf_counter()
     while (spent := time.perf_counter() - began_at) < seconds or (not is_enough() and spent < _LONGEST_S):
         if (await asyncio.wait([work], timeout=min(0.02, max(0.001, seconds - spent))))[0]:
