@@ -109,6 +109,7 @@ class Comparison:
 
 
 DEADLINE_S: float = Settings.model_fields["deadline_s"].default
+"""That of a server with default settings."""
 PEERS = ("fastapi", "uvicorn-workers", "litserve", "ray", "bentoml")
 """In the fastest precision that the CPU computes in."""
 BATCHING_PEERS = ("litserve", "ray")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from models.torch_engine import FOR_NOW
+
 START_DEADLINE_S = 600.0
 _SAMPLE_S = 2.0
 """Between two looks at memory: each takes CPU time that a server with several processes would miss more than others."""
@@ -125,7 +127,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
 def _wait_until_settled(url: str) -> None:
     """Wait while a server of ours runs models on stand-ins; a peer does not know the address."""
     with suppress(urllib.error.HTTPError):
-        while 'for now"' in _get(url):
+        while f'{FOR_NOW}"' in _get(url):
             time.sleep(0.05)
 
 
@@ -207,8 +209,8 @@ class Meter:
     def _look(self) -> None:
         pss = rss = 0
         self.cpu_s()
-        for member in family(self._pid):
-            own_pss, own_rss = memory_bytes(member.pid)
+        for pid in tuple(self._cpu):
+            own_pss, own_rss = memory_bytes(pid)
             pss, rss = pss + own_pss, rss + own_rss
         self._peak_rss = max(self._peak_rss, rss)
         self.pss_mb.append((time.monotonic(), pss / 1e6))

@@ -66,6 +66,10 @@ class TorchEngine(Engine):
             yield
 
 
+FOR_NOW = ", for now"
+"""End of a stand-in's name, by which others tell it from afar."""
+
+
 class StandInEngine(TorchEngine):
     """Serves on a CPU until another engine is ready.
 
@@ -80,7 +84,7 @@ class StandInEngine(TorchEngine):
 
     @property
     def name(self) -> str:
-        return f"{super().name}, for now"
+        return super().name + FOR_NOW
 
 
 def prepare(engine: TorchEngine) -> None:

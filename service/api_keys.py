@@ -116,15 +116,15 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise KeyFileError(f"{path} cannot be read ({reason}); make it with petseg key new") from error
+        raise KeyFileError(f"{path.name} cannot be read ({reason}); make it with petseg key new") from error
     except ValueError as error:
-        raise KeyFileError(f"{path} is no TOML; make it with petseg key new") from error
+        raise KeyFileError(f"{path.name} is no TOML; make it with petseg key new") from error
     try:
         return KeyFile.model_validate(document).key
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(str(step) for step in first["loc"])
-        raise KeyFileError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from error
+        raise KeyFileError(f"{path.name}: {place + ': ' if place else ''}{first['msg']}") from error
 
 
 def new_key(

@@ -145,7 +145,7 @@ class TestKeys:
         assert not [line for line in ours if "petseg_" in line or str(tmp_path) in line]
 
     def test_a_key_file_that_is_not_there_stops_the_start(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match=r"^PETSEG_KEYS: /.*/nope\.toml cannot be read"):
+        with pytest.raises(SettingsError, match=r"^PETSEG_KEYS: nope\.toml cannot be read"):
             create_app(Settings(keys=tmp_path / "nope.toml"), [])
 
 

@@ -155,11 +155,14 @@ async def test_a_network_that_does_not_warm_up_leaves_nothing_behind(
     def fail(self: Pipeline) -> None:
         raise RuntimeError("no memory for a second network")
 
-    before = threading.active_count()
+    def device_threads() -> int:
+        return sum(thread.name.startswith("a-") for thread in threading.enumerate())
+
+    before = device_threads()
     write_unet(folder / "a.safetensors", 2)
     monkeypatch.setattr(Pipeline, "warm_up", fail)
     await app.state.reloader.reload()
-    await until(lambda: threading.active_count() <= before)
+    await until(lambda: device_threads() == before)
     assert await seen_by(client, "a") == 0
 
 

@@ -91,7 +91,7 @@ def test_a_broken_new_file_leaves_the_old_keys(
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "the key file changed and cannot be used, the keys of before stay"
     ]  # fmt: skip
-    assert all(f"stay: {path}" in record.message for record in caplog.records)
+    assert str(path.parent) not in caplog.text
     path.write_text(good + good.replace("lab", "second")[good.index("[[key]]") :])
     assert ring.find(secret) is not None and len(ring) == 2
 
@@ -117,9 +117,8 @@ def test_a_wrong_file_is_told_in_one_line_without_its_content(path: Path, text: 
 
 
 def test_a_file_that_is_not_there(path: Path) -> None:
-    with pytest.raises(KeyFileError) as caught:
+    with pytest.raises(KeyFileError, match=r"^keys.toml cannot be read \(No such file or directory\); make it with"):
         KeyRing(path)
-    assert str(caught.value) == f"{path} cannot be read (No such file or directory); make it with petseg key new"
     with pytest.raises(KeyFileError, match="cannot be written"):
         new_key(path.parent / "nowhere" / "keys.toml", "lab")
 
