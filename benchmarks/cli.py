@@ -13,6 +13,7 @@ import typer
 from benchmarks.contestants import Contestant, our_variants, ours, peers, settings_variants
 from benchmarks.edges import measure_edges
 from benchmarks.goals import Comparison, judge_peers
+from benchmarks.gpu import GpuPlan, GpuRow, measure_gpu, raw_runs
 from benchmarks.load import Load
 from benchmarks.page import write_page
 from benchmarks.peers import CLIENTS as PEER_CLIENTS
@@ -26,6 +27,7 @@ from benchmarks.scenarios import Figures, bad_photo, clicks, hang_ups, health, o
 from benchmarks.serve import CLIENTS, ask_for, fill_folder, list_cases, measure_serve
 from benchmarks.study import (
     FULL_SIZE,
+    FULL_SIZE_TEXT,
     NAME,
     copy_shipped_checkpoint,
     write_full_size_checkpoint,
@@ -222,6 +224,34 @@ def peers_command(
         typer.echo(f"{goal.name:<100} wanted {goal.wanted:<8} got {goal.got}")
 
 
+@app.command("gpu")
+def gpu_command(
+    out: Out = DEFAULT_OUT,
+    photos: Photos = None,
+    weights: Weights = "shipped",
+    servers: Annotated[str, typer.Option(help="How many servers beside each other, with commas.")] = "1,2,4",
+    short: Short = False,
+    smoke: Smoke = False,
+) -> None:
+    """On a GPU: the raw forward pass, how much of it reaches the clients, and what is busy meanwhile."""
+    if not (smoke or torch.cuda.is_available()):
+        raise ValueError("got no GPU, wanted one; `raw` and `serve` measure on a CPU")
+    pace = Pace.choose(short, smoke)
+    sent = photos or ensure_photos(out)
+    study = write_study_checkpoint(out / "study", weights)
+    checkpoints = [study] if smoke else [study, write_full_size_checkpoint(out / "full-size-text", FULL_SIZE_TEXT)]
+    cores = os.cpu_count() or 1
+    raw: list[RawResult] = []
+    rows: list[GpuRow] = []
+    for checkpoint in checkpoints:
+        plan = GpuPlan(checkpoint, sent, pace.seconds, pace.warm_up_s, pace.rounds, generators=max(1, cores // 4))
+        plan = replace(plan, clients=(2,), servers=(1,)) if smoke else replace(plan, servers=read_counts(servers))
+        runs = raw_runs(plan, (1, 2) if smoke else (1, 8, 32, 64, 128, 256), (1,) if smoke else (1, 4, cores))
+        raw += [tell(each, f"{each.model} {each.task} {each.precision}") for each in run_raw(runs)]
+        rows += [tell(row, f"{row.model} {row.servers} servers x {row.clients}") for row in measure_gpu(plan)]
+    write_results(out, "gpu", {"raw": raw, "rows": rows, "window": pace.window})
+
+
 @app.command("settings")
 def settings_command(
     out: Out = DEFAULT_OUT,
@@ -328,6 +358,14 @@ def ensure_large_photos(out: Path) -> Path:
     return folder if folder.is_dir() else write_large_photos(folder)
 
 
+def read_counts(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them. Raises ValueError."""
+    counts = tuple(int(word) for word in text.split(",") if word.strip().isdigit())
+    if not counts or not all(counts):
+        raise ValueError(f"got {text!r}, wanted whole numbers from 1 with commas between them")
+    return counts
+
+
 def ensure(folder: Path) -> Path:
     """`folder`, made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -337,7 +375,8 @@ def ensure(folder: Path) -> Path:
 def tell(found: T, name: str) -> T:
     """Print the gist of a row as soon as it is there."""
     facts = asdict(found)  # type: ignore[call-overload]
-    shown = ("streams", "batch_size", "rate", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms", "cpu_ms", "errors")
+    load = ("streams", "batch_size", "rate", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms", "cpu_ms", "errors")
+    shown = (*load, "batch", "gpu_busy", "cores", "loop")
     typer.echo(f"{name:<44} " + "  ".join(f"{key} {facts[key]:.4g}" for key in shown if key in facts))
     return found
 

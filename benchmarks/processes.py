@@ -94,13 +94,13 @@ def run_server(
 
 
 def plain_environment(root: Path = ROOT) -> dict[str, str]:
-    """Our environment without settings and thread limits, modules found under `root`."""
+    """Our environment without settings and thread limits, modules found under `root` first."""
     ours = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("PETSEG_") and not name.endswith("_NUM_THREADS")
     }
-    return ours | {"PYTHONPATH": str(root)}
+    return ours | {"PYTHONPATH": os.pathsep.join(filter(None, (str(root), ours.get("PYTHONPATH"))))}
 
 
 def free_port() -> int:

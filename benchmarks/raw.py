@@ -13,19 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch.utils.data import default_collate
+
 from benchmarks.contestants import float_precisions
 from benchmarks.processes import ROOT, plain_environment
 from benchmarks.requests import read_photos
 from benchmarks.study import INT8, int8_path
 from models.checkpoint import load_checkpoint
-from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt
+from models.prompts import PointPrompt, Prompt, PromptKind, PromptTensors, TextPrompt
 from service.app import create_app
-from service.predictor import Predictor, Prepared
+from service.predictor import Predictor, Prepared, collate_images
 from service.rendering import drawer
 from service.schemas import Output, Rle
 from service.settings import Settings
 
-FORWARD, PIPELINE = "forward", "pipeline"
+FORWARD, PIPELINE, DEVICE = "forward", "pipeline", "device"
+"""What is measured: squares in the host's memory to logits, uploads to PNG, squares on the device to logits."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class RawRun:
     checkpoint: Path
     photos: Path
     task: str
-    """FORWARD or PIPELINE."""
+    """FORWARD, PIPELINE or DEVICE."""
     precision: str
     streams: int
     batch_size: int
@@ -110,8 +113,8 @@ def raw_grid(
 def measure(runs: Sequence[RawRun]) -> list[RawResult]:
     """The results of `runs`, which share model, precision and streams, in this process."""
     first, uploads = runs[0], read_photos(runs[0].photos)
-    if (largest := max(run.batch_size for run in runs)) > len(uploads):  # one that comes twice is encoded once
-        raise ValueError(f"got {len(uploads)} photos for batches of {largest}, wanted at least as many")
+    while len(uploads) < max(run.batch_size for run in runs):  # one that came twice would be encoded once
+        uploads += [photo + b"again" for photo in uploads]
     precision = "auto" if first.precision == INT8 else first.precision
     settings = Settings.model_validate({"precision": precision, "streams": first.streams, "cache_bytes": 0})
     predictor: Predictor = create_app(settings, [load_checkpoint(first.checkpoint)]).state.predictors[0]
@@ -126,17 +129,23 @@ def _measure_one(run: RawRun, predictor: Predictor, uploads: list[bytes]) -> Raw
         chosen = [uploads[(start + offset) % len(uploads)] for offset in range(run.batch_size)]
         return [predictor.prepare(upload, None, prompt) for upload in chosen]
 
-    ready = prepare(0)
+    ready, engine = prepare(0), predictor.engine
+    engine.example_run(run.batch_size)()
+    squares = collate_images(ready, is_pinned=False).to(engine.device)
+    prompts: PromptTensors = default_collate([prepared.prompt for prepared in ready])
 
     def forward(start: int) -> None:
         predictor.predict(ready)
+
+    def device(start: int) -> None:
+        engine.decode(engine.encode(squares), prompts)
 
     def pipeline(start: int) -> None:
         batch = prepare(start)
         for prepared, prediction in zip(batch, predictor.predict(batch), strict=True):
             draw(prepared, prediction)
 
-    work = forward if run.task == FORWARD else pipeline
+    work = {FORWARD: forward, PIPELINE: pipeline, DEVICE: device}[run.task]
     work(0)
     rate, cpu_s = repeat(work, run.batch_size, run.streams, run.seconds)
     name = predictor.checkpoint.name

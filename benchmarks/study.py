@@ -22,8 +22,8 @@ from training.quantize import METHOD, quantize
 NAME = "study"
 INT8 = "int8"
 """Name of a precision that is a checkpoint of its own, not a setting."""
-FULL_SIZE = "prompt-vitl14"
-"""Recipe on OpenAI's ViT-L/14, beside whose encoder a mask head takes little time."""
+FULL_SIZE, FULL_SIZE_TEXT = "prompt-vitl14", "clip-vitl14"
+"""Recipes on OpenAI's ViT-L/14, beside whose encoder a mask head takes little time."""
 WIDTHS = (32, 64, 128, 256, 512)
 IMAGE_SIZE = 128
 """The study's; the shipped UNet may see more."""
@@ -45,15 +45,15 @@ def write_study_checkpoint(folder: Path, weights: str = "shipped", widths: tuple
     return _save(folder, NAME, "unet", model, f"UNet of base {widths[0]}, {weights} weights, for the benchmarks.")
 
 
-def write_full_size_checkpoint(folder: Path) -> Path:
-    """prompt-vitl14.safetensors in `folder`: clicks on the study's own backbone, with random weights."""
-    recipe = load_config(FULL_SIZE)
+def write_full_size_checkpoint(folder: Path, name: str = FULL_SIZE) -> Path:
+    """<name>.safetensors in `folder`: a recipe on the study's own backbone, with random weights."""
+    recipe = load_config(name)
     architecture = get_architecture(recipe.architecture)
     random = {"pretrained": None, "quick_gelu": True}
     model = architecture(
         architecture.Config.model_validate(recipe.model | {"backbone": recipe.model["backbone"] | random})
     )
-    return _save(folder, FULL_SIZE, recipe.architecture, model, f"{recipe.summary} Random weights, for the benchmarks.")
+    return _save(folder, name, recipe.architecture, model, f"{recipe.summary} Random weights, for the benchmarks.")
 
 
 def copy_shipped_checkpoint(folder: Path, model: str) -> Path:

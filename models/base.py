@@ -79,7 +79,8 @@ class SegmentationModel(nn.Module, ABC):
         """A batch of prompts in the form that the layers read: a text's embedding, the clicks' heatmaps.
 
         Look-ups and small tensors, which engines leave to torch; they compile the rest of `decode`. What is embedded
-        already is given back. Here: nothing to embed.
+        already is given back. The prompt may still be on the CPU where the features are on a GPU. Here: nothing to
+        embed.
         """
         return prompt
 

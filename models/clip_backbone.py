@@ -31,7 +31,7 @@ from models.backbone_file import (
     open_clip_config,
     read_backbone_card,
 )
-from models.layers import is_recorded
+from models.layers import is_recorded, send_ahead
 from models.visual_towers import VisualOutput, view_tower
 
 _TEXT_CACHE_ROWS = 4096
@@ -136,7 +136,8 @@ class ClipBackbone(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """CLIP's text embeddings [B, D], NOT normalised to unit length.
 
-        tokens: Tensor [B, 77], int64. Rows seen before come from a cache, which is bypassed while the model is traced.
+        tokens: Tensor [B, 77], int64, on the CPU or the towers' device. Rows seen before come from a cache, which is
+        bypassed while the model is traced.
         """
         if is_recorded(tokens):
             return self._embed_text(tokens)
@@ -147,7 +148,7 @@ class ClipBackbone(nn.Module):
         missing = {key: row for row, key in enumerate(keys) if key not in known}
         with torch.no_grad():
             if missing:
-                embeddings = self._embed_text(tokens[list(missing.values())])
+                embeddings = self._embed_text(send_ahead(tokens[list(missing.values())], weight.device))
                 known |= {key: embedding.clone() for key, embedding in zip(missing, embeddings, strict=True)}
             self._remember_texts(known)
             return torch.stack([known[key] for key in keys])

@@ -5,6 +5,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import StrEnum
 
 import torch
@@ -76,13 +77,13 @@ class Engine(ABC):
         """Logits [B, K, S, S] float32 on the CPU, of rows that `encode` gave and as many collated prompts."""
 
     def warm_up(self, batch_size: int) -> None:
-        """Run `batch_size` squares of noise, so that no caller waits for what is set up on first use."""
-        self.run_example(batch_size)
+        """Run squares of noise, so that no batch of up to `batch_size` waits for what is set up on first use."""
+        self.example_run(batch_size)()
 
-    def run_example(self, batch_size: int) -> None:
-        """Run `batch_size` squares of noise in the way that a busy server runs them, to be timed."""
-        features = self.encode(example_images(self.model, batch_size))
-        self.decode(features, example_prompts(self.model, batch_size))
+    def example_run(self, batch_size: int) -> Callable[[], object]:
+        """What runs `batch_size` squares of noise in the way that a busy server runs them, to be timed."""
+        images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)
+        return lambda: self.decode(self.encode(images), prompts)
 
 
 class EncodeGraph(nn.Module):

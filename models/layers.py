@@ -113,6 +113,13 @@ def is_recorded(tensor: Tensor) -> bool:
     return bool(torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)  # type: ignore[attr-defined, no-untyped-call]
 
 
+def send_ahead(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting for what a GPU has still to compute."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def resize_to(features: Tensor, like: Tensor) -> Tensor:
     """Bilinear resize of [B, C, h, w] to the height and width of `like`."""
     return resize(features, like.shape[-2], like.shape[-1])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Features, SegmentationModel
+from models.cuda_graphs import GraphedFunction, HostLink, Recorder, graph_sizes
 from models.engine import EncodeGraph, Engine, Precision, example_images, example_prompts, takes_prompt
 from models.folding import fold_batch_norms, has_batch_norms
 from models.prompts import PromptTensors
@@ -19,7 +20,8 @@ _CAST = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 class TorchEngine(Engine):
     """Folded batch norms, channels_last; in bfloat16 under autocast with the weights of large layers cast already.
 
-    Autocast keeps float32 where bfloat16 would lose the answer; what embeds prompts stays float32 throughout.
+    Autocast keeps float32 where bfloat16 would lose the answer; what embeds prompts stays float32 throughout. On a GPU
+    both halves are replayed as CUDA graphs.
     """
 
     def __init__(
@@ -32,32 +34,62 @@ class TorchEngine(Engine):
         self.compiles = compiles
         self._encode: Callable[[Tensor], Features] = EncodeGraph(model)
         self._decode: Callable[[Features, PromptTensors], Tensor] = model.decode
+        self._link = HostLink(device) if device.type == "cuda" else None
+        self._recorder: Recorder | None = None
         prepare(self)
         if compiles:
             self._encode = torch.compile(self._encode, dynamic=False)
             self._decode = torch.compile(self._decode, dynamic=False)
+        if device.type == "cuda":
+            self._recorder = Recorder()
+            self._encode = GraphedFunction(self._encode, self._recorder)
+            self._decode = GraphedFunction(self._decode, self._recorder)
 
     @property
     def name(self) -> str:
         return f"torch {self.precision}{', compiled' if self.compiles else ''}"
 
     def encode(self, images: Tensor) -> Features:
-        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        images = self._send(images).contiguous(memory_format=torch.channels_last)
         with self._computing():
             return self._encode(images)
 
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
         if not takes_prompt(self.model):
-            return features[0].float().cpu()
-        prompt = {name: tensor.to(self.device, non_blocking=True) for name, tensor in prompt.items()}
+            return self._fetch(features[0].float())
         embedded = self.embed(features, prompt)
         with self._computing():
-            return self._decode(features, embedded).float().cpu()
+            return self._fetch(self._decode(features, embedded).float())
+
+    def warm_up(self, batch_size: int) -> None:
+        for size in graph_sizes(batch_size) if self._recorder is not None else [batch_size]:
+            self.example_run(size)()
+
+    def example_run(self, batch_size: int) -> Callable[[], object]:
+        images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)
+        if self._recorder is not None:
+            images = images.pin_memory()  # as the predictor collates them
+            with self._recorder.on():
+                self.decode(self.encode(images), prompts)
+        return lambda: self.decode(self.encode(images), prompts)
+
+    @property
+    def graph_sizes(self) -> list[int]:
+        """Batch sizes of which a GPU has recorded every half."""
+        halves = [half for half in (self._encode, self._decode) if isinstance(half, GraphedFunction)]
+        used = halves[: 1 + takes_prompt(self.model)]
+        return sorted(set.intersection(*(set(half.sizes) for half in used))) if used else []
 
     def embed(self, features: Features, prompt: PromptTensors) -> PromptTensors:
         """The model's `embed_prompt`, in float32."""
         with torch.inference_mode():
             return self.model.embed_prompt(features, prompt)
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        return self._link.send(tensor) if self._link is not None and not tensor.is_cuda else tensor
+
+    def _fetch(self, tensor: Tensor) -> Tensor:
+        return self._link.fetch(tensor) if self._link is not None else tensor.cpu()
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -111,7 +143,7 @@ def find_computing_layers(engine: TorchEngine) -> set[nn.Module]:
     layers = [module for module in engine.model.modules() if isinstance(module, _CAST)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        prompt = {name: tensor.to(engine.device) for name, tensor in example_prompts(engine.model, 1).items()}
+        prompt = example_prompts(engine.model, 1)
         features = engine.encode(example_images(engine.model, 1))
         encoding = ran.copy()
         ran.clear()

@@ -58,8 +58,8 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
         raise SettingsError(f"{variable('device')}: {error}") from error
     alone_threads = 0 if settings.stream_threads else min(MOST_ALONE_THREADS, available_cpus())
     settings = share_cpus(settings, device)
-    if device.type == "cpu":
-        torch.set_num_threads(settings.stream_threads)
+    # Beside a GPU torch's work on the CPU is the image threads', each of which would bring a thread for each CPU.
+    torch.set_num_threads(settings.stream_threads if device.type == "cpu" else 1)
     try:
         keys = KeyRing(settings.keys) if settings.keys is not None else None
     except KeyFileError as error:

@@ -14,7 +14,7 @@ On two busy cores, passes of one photo took 1.3 ms more for each photo than pass
 
 
 def find_batch_size(
-    run: Callable[[int], object],
+    prepare: Callable[[int], Callable[[], object]],
     limit: int,
     *,
     is_too_much: Callable[[Exception], bool] = lambda error: False,
@@ -23,17 +23,18 @@ def find_batch_size(
 ) -> int:
     """The smallest batch size up to `limit` past which doubling it no longer pays.
 
-    run: runs a batch of so many items. Sizes are tried by doubling until the rate falls or `budget_s` is spent; each
-    size first runs once unmeasured, which warms it up.
-    is_too_much: whether what `run` raised says that the device has no memory for so many; then fewer are taken.
+    prepare: gives what runs a batch of so many items. Sizes are tried by doubling until the rate falls or `budget_s` is
+    spent; each size first runs once unmeasured, which warms it up.
+    is_too_much: whether what was raised says that the device has no memory for so many; then fewer are taken.
     Anything else is raised, and so is that of a single item.
     """
     ends_at = clock() + budget_s
     chosen, best_rate, batch_size = 1, 0.0, 1
     while batch_size <= limit:
         try:
-            run(batch_size)
-            spent = min(_measure(run, batch_size, clock) for _ in range(_REPEATS))
+            run = prepare(batch_size)
+            run()
+            spent = min(_measure(run, clock) for _ in range(_REPEATS))
         except Exception as error:
             if batch_size == 1 or not is_too_much(error):
                 raise
@@ -48,7 +49,7 @@ def find_batch_size(
     return chosen
 
 
-def _measure(run: Callable[[int], object], batch_size: int, clock: Callable[[], float]) -> float:
+def _measure(run: Callable[[], object], clock: Callable[[], float]) -> float:
     started_at = clock()
-    run(batch_size)
+    run()
     return max(clock() - started_at, 1e-9)

@@ -59,6 +59,9 @@ class Segmented(Generic[Drawn]):
 BATCH_LIMITS = {"cpu": 8, "cuda": 64}
 """The largest batch size that is tried, by type of device: past these nothing is won, and callers wait longer."""
 
+BATCH_SIZE_BUDGETS_S = {"cpu": 1.0, "cuda": 10.0}
+"""Seconds for trying them; a GPU's include recording each size, which is needed all the same."""
+
 
 REFUSING_S = 0.5
 """Seconds at least in which new work is refused before the port closes: a balancer that has not looked yet is told to
@@ -124,7 +127,13 @@ class Pipeline:
         engine = self.predictor.engine
         size = self.settings.max_batch_size or 1
         if not self.settings.max_batch_size and not engine.is_stand_in:
-            size = find_batch_size(engine.run_example, BATCH_LIMITS[engine.device.type], is_too_much=is_out_of_memory)
+            kind = engine.device.type
+            size = find_batch_size(
+                engine.example_run,
+                BATCH_LIMITS[kind],
+                is_too_much=is_out_of_memory,
+                budget_s=BATCH_SIZE_BUDGETS_S[kind],
+            )
         for batch_size in sorted({1, size}):
             engine.warm_up(batch_size)
         self.passes.set_max_batch_size(size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.base import Features
 from models.frozen_clip import FrozenClip, FrozenClipConfig, cosine_map
+from models.layers import is_recorded, send_ahead
 from models.letterbox import Letterbox
 from models.prompts import Prompt, PromptKind, PromptTensors, TextPrompt
 
@@ -46,7 +47,7 @@ class Clip(FrozenClip):
         return {"tokens": torch.zeros(self.backbone.context_length, dtype=torch.int64)}
 
     def embed_prompt(self, features: Features, prompt: PromptTensors) -> PromptTensors:
-        """`text` [B, D] float32 of unit length."""
+        """`text` [B, D] float32 of unit length, on the device of the features."""
         return prompt if "text" in prompt else {"text": self._text_embeddings(features, prompt["tokens"])}
 
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
@@ -56,15 +57,24 @@ class Clip(FrozenClip):
         return self.segment(features, condition, cosine_map(grid, text))
 
     def chosen_prompts(self, features: Features, prompt: PromptTensors) -> list[str | None]:
-        picked = self._pick(features).tolist()
         given = prompt["tokens"].any(dim=1).tolist()
+        if all(given):
+            return [None] * len(given)
+        picked = self._pick(features).tolist()
         return [None if own else self._own_prompts[index] for index, own in zip(picked, given, strict=True)]
 
     def _text_embeddings(self, features: Features, tokens: Tensor) -> Tensor:
-        """Unit embeddings [B, D] of the given prompts, or of the picked ones where `tokens` [B, 77] are all zero."""
+        """Unit embeddings [B, D] of the given prompts, or of the picked ones where `tokens` [B, 77] are all zero.
+
+        tokens: on the CPU or the device of the features.
+        """
+        device = features[1].device
+        texts = F.normalize(self.backbone.encode_text(tokens).float(), dim=1)
         given = tokens.any(dim=1, keepdim=True)
-        own = self._own_embeddings(tokens.device)[self._pick(features)]
-        return torch.where(given, F.normalize(self.backbone.encode_text(tokens).to(own), dim=1), own)
+        # On the CPU while the features are on a GPU: looking there would wait for all that it computes.
+        if not (tokens.is_cuda or is_recorded(tokens)) and bool(given.all()):
+            return texts
+        return torch.where(send_ahead(given, device), texts, self._own_embeddings(device)[self._pick(features)])
 
     def _pick(self, features: Features) -> Tensor:
         """Index [B] of the own prompt that fits best: first the likeliest class, then its likeliest prompt.
@@ -75,7 +85,7 @@ class Clip(FrozenClip):
         own = self._own_embeddings(image.device)
         cosines = (image[:, None] * own).sum(-1)  # [B, P]; a matrix product would be bfloat16 under autocast and tie
         probabilities = (self.backbone.logit_scale * cosines).softmax(dim=1)
-        classes = torch.tensor(self._own_classes, device=image.device)
+        classes = send_ahead(torch.tensor(self._own_classes), image.device)
         by_class = torch.zeros(image.shape[0], int(max(self._own_classes)) + 1, device=image.device)
         best = by_class.index_add(1, classes, probabilities).argmax(dim=1)
         return probabilities.masked_fill(classes != best[:, None], -1).argmax(dim=1)

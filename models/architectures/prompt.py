@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.base import Features
 from models.frozen_clip import FrozenClip, FrozenClipConfig, cosine_map
-from models.layers import is_recorded, resize_to, shrink_mean
+from models.layers import is_recorded, resize_to, send_ahead, shrink_mean
 from models.prompts import PADDING_LABEL, PromptKind, PromptTensors
 
 
@@ -39,8 +39,11 @@ class PromptModel(FrozenClip):
         )
 
     def embed_prompt(self, features: Features, prompt: PromptTensors) -> PromptTensors:
-        """`positive` and `negative` [B, 1, S, S] float32 in [0, 1]: Gaussians of peak 1, added and clipped."""
-        return prompt if "positive" in prompt else self._heatmaps(prompt)
+        """`positive` and `negative` [B, 1, S, S] float32 in [0, 1]: Gaussians of peak 1, added and clipped.
+
+        On the device of the features.
+        """
+        return prompt if "positive" in prompt else self._heatmaps(prompt, features[0].device)
 
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
         grid = features[2]
@@ -54,11 +57,12 @@ class PromptModel(FrozenClip):
         similarity = resize_to(cosine_map(source, clicked), positive)
         return self.segment(features, condition, torch.cat([positive, negative, similarity], dim=1))
 
-    def _heatmaps(self, prompt: PromptTensors) -> PromptTensors:
+    def _heatmaps(self, prompt: PromptTensors, device: torch.device) -> PromptTensors:
         points, labels = prompt["points"].float(), prompt["point_labels"]
         if not (labels.is_cuda or is_recorded(labels)):  # a GPU would be waited for; elsewhere padding costs most of it
             is_click = (labels != PADDING_LABEL).any(0)
             points, labels = points[:, is_click], labels[:, is_click]
+        points, labels = send_ahead(points, device), send_ahead(labels, device)
         pixels = torch.arange(self.config.image_size, device=points.device)
         across = (-0.5 * ((pixels - points[..., :1]) / self.config.sigma_px).square()).exp()  # [B, N, S]
         down = (-0.5 * ((pixels - points[..., 1:]) / self.config.sigma_px).square()).exp()  # [B, N, S]

@@ -69,7 +69,7 @@ def test_the_cpus_are_shared_among_the_streams(
 async def test_nothing_is_measured_for_a_stand_in(
     monkeypatch: pytest.MonkeyPatch, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
-    def measure(run: Callable[[int], object], limit: int, **_: object) -> int:
+    def measure(prepare: Callable[[int], Callable[[], object]], limit: int, **_: object) -> int:
         raise AssertionError("a start does not wait for that")
 
     monkeypatch.setattr("service.pipeline.find_batch_size", measure)
@@ -85,9 +85,9 @@ async def test_the_batch_size_is_measured_unless_it_is_set(
 ) -> None:
     limits: list[int] = []
 
-    def measure(run: Callable[[int], object], limit: int, **_: object) -> int:
+    def measure(prepare: Callable[[int], Callable[[], object]], limit: int, **_: object) -> int:
         limits.append(limit)
-        run(2)
+        prepare(2)()
         return 4
 
     monkeypatch.setattr("service.pipeline.find_batch_size", measure)

@@ -235,7 +235,8 @@ def test_clicks_become_gaussians_and_padding_nothing(monkeypatch: pytest.MonkeyP
     points = torch.rand(2, 64, 2, generator=torch.Generator().manual_seed(3)) * config.image_size
     labels = torch.full((2, 64), -1)
     labels[0, 0], labels[1, 0], labels[1, 5] = 1, 0, 1
-    found = model.embed_prompt((), {"points": points, "point_labels": labels})
+    features = (torch.zeros(2, 1, 1, 1),)
+    found = model.embed_prompt(features, {"points": points, "point_labels": labels})
     pixels = torch.arange(config.image_size)
     for name, wanted in (("positive", {(0, 0), (1, 5)}), ("negative", {(1, 0)})):
         expected = torch.zeros(2, 1, config.image_size, config.image_size)
@@ -245,5 +246,5 @@ def test_clicks_become_gaussians_and_padding_nothing(monkeypatch: pytest.MonkeyP
             expected[row, 0] += (-0.5 * squares / config.sigma_px**2).exp()
         torch.testing.assert_close(found[name], expected)
     monkeypatch.setattr("models.architectures.prompt.is_recorded", lambda tensor: True)
-    padded = model.embed_prompt((), {"points": points, "point_labels": labels})
+    padded = model.embed_prompt(features, {"points": points, "point_labels": labels})
     assert all(torch.equal(found[name], padded[name]) for name in found)

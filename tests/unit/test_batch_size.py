@@ -1,5 +1,7 @@
 """The batch size is found by measuring: larger only where it pays, and never past the time that may be spent."""
 
+from collections.abc import Callable
+
 import pytest
 
 from service.batch_size import find_batch_size
@@ -12,6 +14,9 @@ class Device:
         self.seconds = seconds
         self.now = 0.0
         self.ran: list[int] = []
+
+    def prepare(self, batch_size: int) -> Callable[[], None]:
+        return lambda: self.run(batch_size)
 
     def run(self, batch_size: int) -> None:
         self.ran.append(batch_size)
@@ -32,19 +37,19 @@ class Device:
 )
 def test_the_smallest_size_past_which_doubling_does_not_pay(seconds: dict[int, float], wanted: int) -> None:
     device = Device(seconds)
-    assert find_batch_size(device.run, 8, budget_s=1000, clock=device.clock) == wanted
+    assert find_batch_size(device.prepare, 8, budget_s=1000, clock=device.clock) == wanted
     assert set(device.ran) == set(seconds)
 
 
 def test_no_size_above_the_limit_is_tried() -> None:
     device = Device({1: 1.0, 2: 1.0, 4: 1.0})
-    assert find_batch_size(device.run, 6, budget_s=1000, clock=device.clock) == 4
+    assert find_batch_size(device.prepare, 6, budget_s=1000, clock=device.clock) == 4
     assert max(device.ran) == 4
 
 
 def test_a_slow_model_does_not_hold_up_the_start() -> None:
     device = Device({1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3})
-    assert find_batch_size(device.run, 8, budget_s=13.0, clock=device.clock) == 2
+    assert find_batch_size(device.prepare, 8, budget_s=13.0, clock=device.clock) == 2
     assert device.now <= 13.0
 
 
@@ -63,8 +68,8 @@ def test_what_does_not_fit_into_memory_is_too_large() -> None:
     def is_too_much(error: Exception) -> bool:
         return isinstance(error, MemoryError)
 
-    assert find_batch_size(device.run, 8, is_too_much=is_too_much, budget_s=1000, clock=device.clock) == 2
+    assert find_batch_size(device.prepare, 8, is_too_much=is_too_much, budget_s=1000, clock=device.clock) == 2
     with pytest.raises(MemoryError):
-        find_batch_size(lambda size: device.run(4), 8, is_too_much=is_too_much, budget_s=1000, clock=device.clock)
+        find_batch_size(lambda size: device.prepare(4), 8, is_too_much=is_too_much, budget_s=1000, clock=device.clock)
     with pytest.raises(MemoryError):
-        find_batch_size(device.run, 8, budget_s=1000, clock=device.clock)
+        find_batch_size(device.prepare, 8, budget_s=1000, clock=device.clock)

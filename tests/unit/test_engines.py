@@ -14,6 +14,7 @@ from models.engine_choice import EngineBuilder, EngineOptions
 from models.letterbox import Array, Letterbox, image_tensor
 from models.openvino_graph import has_native_bf16
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt
+from models.torch_engine import TorchEngine
 from tests.e2e.server import GRAPH_FOLDER
 
 CPU = torch.device("cpu")
@@ -24,6 +25,7 @@ ENGINES = {
     "openvino fp32": EngineOptions("openvino", "fp32", cache_folder=GRAPH_FOLDER),
     "openvino bf16": EngineOptions("openvino", "bf16", cache_folder=GRAPH_FOLDER),
 }
+ON_GPU = {name: options for name, options in ENGINES.items() if options.engine == "torch"}
 
 
 def photos() -> list[Image.Image]:
@@ -82,7 +84,26 @@ def test_masks_are_those_of_the_plain_network(name: str, options: EngineOptions,
     # OpenVINO computes in bf16 where the CPU does; torch imitates it elsewhere.
     is_refused = options.engine == "openvino" and not has_native_bf16()
     assert engine.name == f"{options.engine} {'fp32' if is_refused else options.precision}"
-    got, wanted = ask(checkpoint.model, engine), plain[name]
+    compare(ask(checkpoint.model, engine), plain[name], options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="computes on a GPU, and torch sees none here")
+@pytest.mark.usefixtures("_own_towers")
+@pytest.mark.parametrize("options", ON_GPU.values(), ids=ON_GPU)
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_of_a_gpu_are_those_of_the_plain_network(
+    name: str, options: EngineOptions, plain: dict[str, list[Array]]
+) -> None:
+    checkpoint = load_checkpoint(CHECKPOINT_FOLDER / f"{name}.safetensors")
+    engine = EngineBuilder(torch.device("cuda"), options).build(checkpoint)
+    assert isinstance(engine, TorchEngine)
+    compare(ask(checkpoint.model, engine), plain[name], options)
+    engine.warm_up(4)
+    assert engine.graph_sizes == [1, 2, 4]
+    compare(ask(checkpoint.model, engine), plain[name], options)
+
+
+def compare(got: list[Array], wanted: list[Array], options: EngineOptions) -> None:
     pixels = np.concatenate([mask.ravel() for mask in wanted])
     agreement = np.mean(pixels == np.concatenate([mask.ravel() for mask in got]))
     assert agreement >= (0.9999 if options.precision == "fp32" else 0.995)

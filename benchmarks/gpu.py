@@ -1,0 +1,216 @@
+"""On a GPU: how much of the raw forward pass reaches the clients, and which side is the limit.
+
+One server or several beside each other on the same GPU, each with its share of the clients.
+"""
+
+import math
+import threading
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.contestants import ours
+from benchmarks.load import Load, LoadResult, run_load
+from benchmarks.processes import Server, run_server
+from benchmarks.raw import DEVICE, FORWARD, PIPELINE, RawResult, RawRun, raw_grid
+from benchmarks.serve import ask_for
+from benchmarks.statistics import median
+from service.stages import STAGES
+
+_SAMPLE_S = 0.1
+_PIPELINE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """One load, and what was busy under it."""
+
+    model: str
+    servers: int
+    clients: int
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    """The worst of the load generators'."""
+    errors: int
+    batch: float
+    """Photos of a forward pass in the mean."""
+    gpu_busy: float
+    """Share of the time in which the GPU computed, by its driver; NaN where that does not tell."""
+    cores: float
+    """CPU seconds a second of all servers."""
+    loop: float
+    """The same of an event loop's thread, in the mean of the servers."""
+    stage_ms: dict[str, float]
+    """Milliseconds of a photo in each stage, waits for the interpreter among them."""
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """What to measure of one checkpoint."""
+
+    checkpoint: Path
+    photos: Path
+    seconds: float
+    warm_up_s: float
+    rounds: int
+    clients: Sequence[int] = (1, 8, 32, 64, 128)
+    servers: Sequence[int] = (1, 2, 4, 8)
+    """Beside each other; all but the first are loaded with the most clients alone."""
+    generators: int = 1
+    """Processes that share the clients."""
+
+
+def raw_runs(plan: GpuPlan, batch_sizes: Sequence[int], streams: Sequence[int]) -> list[RawRun]:
+    """The forward pass from device memory and from the host's, and bytes to PNG in one process."""
+    forward = raw_grid(
+        plan.checkpoint,
+        plan.photos,
+        seconds=plan.seconds / 4,
+        tasks=(DEVICE, FORWARD),
+        batch_sizes=batch_sizes,
+        streams=(1, 2),
+        chosen=("auto",),
+    )
+    return forward + raw_grid(
+        plan.checkpoint,
+        plan.photos,
+        seconds=plan.seconds / 2,
+        tasks=(PIPELINE,),
+        batch_sizes=(min(_PIPELINE_BATCH, *batch_sizes[-1:]),),
+        streams=streams,
+        chosen=("auto",),
+    )
+
+
+def measure_gpu(plan: GpuPlan) -> Iterator[GpuRow]:
+    """Put each load on the servers."""
+    for count in plan.servers:
+        with run_servers(plan.checkpoint, count) as servers:
+            for clients in plan.clients if count == plan.servers[0] else plan.clients[-1:]:
+                yield _put(servers, plan, clients)
+
+
+@contextmanager
+def run_servers(checkpoint: Path, count: int) -> Iterator[list[Server]]:
+    """`count` of our servers with default settings, on one GPU, started side by side."""
+    contestant = ours("petseg", "auto", checkpoint.parent, model=checkpoint.stem)
+    opened = [run_server(contestant.command, contestant.environment, contestant.ready_path) for _ in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        starting = [pool.submit(each.__enter__) for each in opened]
+        try:
+            yield [start.result() for start in starting]
+        finally:
+            for each, start in zip(opened, starting, strict=True):
+                if start.exception() is None:
+                    each.__exit__(None, None, None)
+
+
+def _put(servers: Sequence[Server], plan: GpuPlan, clients: int) -> GpuRow:
+    asked = ask_for(plan.checkpoint.parent, plan.checkpoint.stem)
+    generators = max(len(servers), min(plan.generators, clients))
+    looks: list[_Look] = []
+    busy: list[float] = []
+    lock = threading.Lock()
+
+    def look() -> None:
+        with lock:
+            looks.append(_Look.take(servers))
+
+    def load(number: int) -> LoadResult:
+        own = clients // generators + (number < clients % generators)
+        port = servers[number % len(servers)].port
+        load = Load(port, plan.photos, asked, plan.seconds, plan.warm_up_s, max(1, own), plan.rounds)
+        return run_load(load, on_clock=look if number == 0 else lambda: None)
+
+    with _gpu_watched(busy), ThreadPoolExecutor(generators) as pool:
+        results = list(pool.map(load, range(generators)))
+    before, after = looks[0], looks[-1]
+    seconds = results[0].seconds
+    photos = after.sums["photos"] - before.sums["photos"]
+    passes = after.sums["passes"] - before.sums["passes"]
+    return GpuRow(
+        model=plan.checkpoint.stem,
+        servers=len(servers),
+        clients=clients,
+        rate=sum(result.rate for result in results),
+        p50_ms=median(result.good.p50_ms for result in results),
+        p99_ms=max(result.good.p99_ms for result in results),
+        errors=sum(result.errors for result in results),
+        batch=photos / passes if passes else math.nan,
+        gpu_busy=sum(busy) / len(busy) if busy else math.nan,
+        cores=(after.cpu_s - before.cpu_s) / seconds,
+        loop=(after.loop_s - before.loop_s) / seconds / len(servers),
+        stage_ms={
+            stage: 1000 * (after.sums[stage] - before.sums[stage]) / photos if photos else math.nan for stage in STAGES
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the servers have used and counted since they began."""
+
+    cpu_s: float
+    loop_s: float
+    sums: dict[str, float]
+    """Seconds by stage, `photos` and `passes`."""
+
+    @classmethod
+    def take(cls, servers: Sequence[Server]) -> "_Look":
+        cpu_s = loop_s = 0.0
+        sums = dict.fromkeys((*STAGES, "photos", "passes"), 0.0)
+        for server in servers:
+            process = psutil.Process(server.process.pid)
+            times = process.cpu_times()
+            cpu_s += times.user + times.system
+            loop_s += sum(each.user_time + each.system_time for each in process.threads() if each.id == process.pid)
+            for name, value in _read_sums(server.url).items():
+                sums[name] += value
+        return cls(cpu_s, loop_s, sums)
+
+
+def _read_sums(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=20) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    found: dict[str, float] = {}
+    names = {"petseg_batch_size_sum": "photos", "petseg_batch_size_count": "passes"}
+    for sample in (sample for family in families for sample in family.samples):
+        name = sample.labels["stage"] if sample.name == "petseg_stage_seconds_sum" else names.get(sample.name)
+        if name is not None:
+            found[name] = found.get(name, 0.0) + sample.value
+    return found
+
+
+@contextmanager
+def _gpu_watched(busy: list[float]) -> Iterator[None]:
+    """Append the GPU's busy share now and then, while load is on it."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_SAMPLE_S):
+            try:
+                share = torch.cuda.utilization() / 100
+            except (ModuleNotFoundError, RuntimeError, AssertionError):  # no nvidia-ml-py, or no GPU
+                return
+            busy.append(share)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def best_forward(results: Sequence[RawResult], model: str) -> RawResult:
+    """The fastest forward pass of `model`, from wherever its photos came."""
+    return max((each for each in results if each.model == model and each.task != PIPELINE), key=lambda each: each.rate)
