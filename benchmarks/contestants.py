@@ -75,6 +75,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "batches of 8": {"PETSEG_MAX_BATCH_SIZE": "8"},
     "wait 5 ms for a batch": {"PETSEG_MAX_WAIT_S": "0.005"},
     "one image thread": {"PETSEG_IMAGE_THREADS": "1"},
+    "two image processes": {"PETSEG_IMAGE_PROCESSES": "2"},
     "PyTorch": {"PETSEG_ENGINE": "torch"},
 }
 """Our own settings, worth comparing with the defaults."""

@@ -52,6 +52,8 @@ class TorchEngine(Engine):
     def encode(self, images: Tensor) -> Features:
         images = self._send(images).contiguous(memory_format=torch.channels_last)
         with self._computing():
+            if images.dtype is torch.uint8:
+                images = images.float().div_(255.0)
             return self._encode(images)
 
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
@@ -68,7 +70,8 @@ class TorchEngine(Engine):
     def example_run(self, batch_size: int) -> Callable[[], object]:
         images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)
         if self._recorder is not None:
-            images = images.pin_memory()  # as the predictor collates them
+            squares = (255 * images).byte().contiguous(memory_format=torch.channels_last)
+            images = squares.pin_memory()  # as the predictor collates them
             with self._recorder.on():
                 self.decode(self.encode(images), prompts)
         return lambda: self.decode(self.encode(images), prompts)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from service.api_keys import KeyFileError, KeyRing
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.gauges import ServiceCollector
+from service.image_processes import ImageProcesses, ImageWork, InThread, can_have_processes
+from service.image_work import PhotoLimits
 from service.label_studio_images import LabelStudioImages
 from service.metrics import Metrics
 from service.middleware import RequestContext
@@ -40,6 +43,9 @@ API_VERSION = "1.0"
 
 MOST_ALONE_THREADS = 4
 """Of a forward pass on a CPU while no other runs; with more, these small networks gain little."""
+
+CPUS_OF_THE_SERVER = 2
+"""Beside a GPU: one for the event loop and one for what feeds the GPU; the others work on photos."""
 
 DESCRIPTION = """\
 Cuts cats and dogs out of photographs. Send a photo to `/segment/{model}`, get the mask back at the photo's own size.
@@ -78,10 +84,9 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     app.state.settings = settings
     app.state.engines = create_engine_builder(device, settings, alone_threads)
     app.state.cache = EmbeddingCache(settings.cache_bytes)
+    app.state.work = create_image_work(settings)
     has_folder = app.state.has_folder = checkpoints is None
-    app.state.predictors = build_predictors(
-        loaded, app.state.engines, settings, app.state.cache, with_stand_ins=has_folder
-    )
+    app.state.predictors = build_predictors(loaded, app, with_stand_ins=has_folder)
     app.state.metrics = Metrics()
     app.state.label_studio_images = LabelStudioImages(settings)
     app.state.tracing = create_tracing(settings)
@@ -105,11 +110,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     predictors: list[Predictor] = app.state.predictors
-    pool = ThreadPoolExecutor(settings.image_threads or available_cpus(), thread_name_prefix="images")
+    pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images")
     turns = Turns(settings.streams)
 
     def build_pipeline(path: Path) -> Pipeline:
-        (predictor,) = build_predictors([load_checkpoint(path)], app.state.engines, settings, app.state.cache)
+        (predictor,) = build_predictors([load_checkpoint(path)], app)
         pipeline = Pipeline(predictor, pool, turns, settings, metrics)
         try:
             pipeline.warm_up()
@@ -128,6 +133,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.registry.register(levels)
     tasks = [asyncio.create_task(Watchdog(service).run())]
     try:
+        if settings.image_processes:
+            await start_image_processes(app.state.work, pool, settings.image_processes)
         for pipeline in list(service.pipelines.values()):
             await asyncio.to_thread(pipeline.warm_up)
         del pipeline  # nothing may hold one that a reload retires
@@ -143,6 +150,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(*(each.batcher.close(service.drain_left_s) for each in service.pipelines.values()))
         await reloader.close()
         pool.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(app.state.work.close)
         metrics.registry.unregister(levels)
         await asyncio.to_thread(app.state.tracing.close)
 
@@ -188,35 +196,60 @@ def create_engine_builder(device: torch.device, settings: Settings, alone_thread
 
 
 def build_predictors(
-    checkpoints: Sequence[Checkpoint],
-    engines: EngineBuilder,
-    settings: Settings,
-    cache: EmbeddingCache[KeptImage],
-    *,
-    with_stand_ins: bool = False,
+    checkpoints: Sequence[Checkpoint], app: FastAPI, *, with_stand_ins: bool = False
 ) -> list[Predictor]:
-    """One predictor per checkpoint; those that take prompts share `cache`, the others keep nothing.
+    """One predictor per checkpoint; those that take prompts share the app's cache, the others keep nothing.
 
     with_stand_ins: for a start that does not wait for networks to be converted; the reloader replaces them later.
     Raises SettingsError for a network that the engine cannot run.
     """
+    engines: EngineBuilder = app.state.engines
+    settings: Settings = app.state.settings
     none: EmbeddingCache[KeptImage] = EmbeddingCache(0)
+    limits = PhotoLimits(settings.max_pixels, settings.max_frames)
     predictors = []
     for checkpoint in checkpoints:
         try:
             engine = (engines.stand_in(checkpoint) if with_stand_ins else None) or engines.build(checkpoint)
         except EngineError as error:
             raise SettingsError(f"{variable('engine')}: {error}") from error
-        kept = none if checkpoint.model.prompt_kind is PromptKind.NONE else cache
-        predictors.append(
-            Predictor(checkpoint, engine, kept, max_pixels=settings.max_pixels, max_frames=settings.max_frames)
-        )
+        kept = none if checkpoint.model.prompt_kind is PromptKind.NONE else app.state.cache
+        predictors.append(Predictor(checkpoint, engine, kept, limits=limits, work=app.state.work))
     return predictors
 
 
+def create_image_work(settings: Settings) -> ImageWork:
+    """Where photos are decoded and answers drawn. Raises SettingsError where no processes can be had."""
+    if not settings.image_processes:
+        return InThread()
+    if not can_have_processes():
+        name = variable("image_processes")
+        raise SettingsError(f"{name}: got {settings.image_processes}, but this system forks no processes; set it to 0")
+    return ImageProcesses(settings.deadline_s)
+
+
+async def start_image_processes(work: ImageWork, pool: ThreadPoolExecutor, count: int) -> None:
+    """Have each of the pool's `count` threads start its process."""
+    are_all_there = threading.Barrier(count)  # a thread that is done takes no second turn
+
+    def start() -> None:
+        are_all_there.wait()
+        work.start()
+
+    await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, start) for _ in range(count)))
+
+
 def share_cpus(settings: Settings, device: torch.device) -> Settings:
-    """`settings` with their zeros for streams and threads replaced, by the device and this process's CPUs."""
-    is_gpu = device.type != "cpu"
-    streams = settings.streams or (2 if is_gpu else available_cpus())
-    threads = settings.stream_threads or max(1, available_cpus() // streams)
-    return settings.model_copy(update={"streams": streams, "stream_threads": threads})
+    """`settings` with the threads and processes that they leave open, by the device and this process's CPUs."""
+    cpus, is_gpu = available_cpus(), device.type != "cpu"
+    streams = settings.streams or (2 if is_gpu else cpus)
+    processes = settings.image_processes
+    if processes is None:
+        processes = max(0, cpus - CPUS_OF_THE_SERVER) if is_gpu and can_have_processes() else 0
+    chosen = {
+        "streams": streams,
+        "stream_threads": settings.stream_threads or max(1, cpus // streams),
+        "image_processes": processes,
+        "image_threads": processes or settings.image_threads or cpus,
+    }
+    return settings.model_copy(update=chosen)

@@ -7,15 +7,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from models.base import Features, PromptMismatchError, describe_kind
 from models.checkpoint import Checkpoint
 from models.engine import Engine
-from models.image_files import MAX_FRAMES, ImageTooLargeError, UnsupportedImageError
-from models.letterbox import Letterbox, decode_image, image_tensor
+from models.image_files import ImageTooLargeError, UnsupportedImageError
+from models.letterbox import Letterbox, image_tensor
 from models.prompts import PointPrompt, Prompt, PromptTensors
 from service.embedding_cache import EmbeddingCache
 from service.errors import (
@@ -27,6 +26,8 @@ from service.errors import (
     UnsupportedImage,
     pointer,
 )
+from service.image_processes import ImageWork, InThread
+from service.image_work import PhotoLimits, read_square
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Prepared:
     letterbox: Letterbox
     prompt: PromptTensors
     image: Tensor | None
-    """[3, S, S] float32 in [0, 1]; None where `kept` has the features already."""
+    """[3, S, S], float32 in [0, 1] for a CPU, uint8 for a GPU, where it is scaled; None where `kept` has the features
+    already."""
     kept: KeptImage | None
     decode_s: float
 
@@ -85,14 +87,15 @@ class Predictor:
         engine: Engine,
         cache: EmbeddingCache[KeptImage],
         *,
-        max_pixels: int = 1 << 26,
-        max_frames: int = MAX_FRAMES,
+        limits: PhotoLimits | None = None,
+        work: ImageWork | None = None,
     ) -> None:
+        """work: where photos are decoded and answers drawn; in the calling thread unless told."""
         self.checkpoint = checkpoint
         self.engine = engine
         self.cache = cache
-        self.max_pixels = max_pixels
-        self.max_frames = max_frames
+        self.limits = limits or PhotoLimits()
+        self.work = work or InThread()
         self.model = checkpoint.model
         self.encoder_digest = engine.encoder_digest or checkpoint.digest
         self.image_size = self.model.config.image_size
@@ -143,19 +146,16 @@ class Predictor:
         encode_s = encoded_at - started_at if has_encoded else 0.0
         return [Prediction(row, text, encode_s, decode_s) for row, text in zip(logits, chosen, strict=True)]
 
-    def decode(self, upload: bytes, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-        """`decode_image` within this service's limits."""
-        return decode_image(upload, max_pixels=self.max_pixels, max_frames=self.max_frames, at_least=at_least)
-
     def _read_image(self, upload: bytes) -> tuple[Tensor, Letterbox]:
         try:
-            photo, original_size = self.decode(upload, at_least=self.image_size)
+            square, original_size = self.work.call(read_square, upload, self.limits, self.image_size)
         except ImageTooLargeError as error:
             raise ImageTooLarge(str(error)) from error
         except UnsupportedImageError as error:
             raise UnsupportedImage(str(error)) from error
-        letterbox = Letterbox(original_size, self.image_size)
-        return image_tensor(letterbox.apply_image(photo)), letterbox
+        is_gpu = self.engine.device.type == "cuda"
+        image = torch.from_numpy(square).permute(2, 0, 1) if is_gpu else image_tensor(square)
+        return image, Letterbox(original_size, self.image_size)
 
     def _prompt_tensors(self, prompt: Prompt, letterbox: Letterbox) -> PromptTensors:
         try:
@@ -230,13 +230,16 @@ def split_rows(digests: Iterable[str], features: Features) -> dict[str, Features
 
 
 def collate_images(batch: Iterable[Prepared], is_pinned: bool) -> Tensor:
-    """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory.
+    """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory, colours last.
 
     From there the copy to the GPU runs beside the CPU's work: one stream collates while another's batch is computed.
     """
     images = [prepared.image for prepared in batch if prepared.image is not None]
-    pinned = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True) if is_pinned else None
-    return torch.stack(images, out=pinned)
+    if not is_pinned:
+        return torch.stack(images)
+    squares = [image.permute(1, 2, 0) for image in images]  # as they lie in memory: a plain copy of each
+    pinned = torch.empty((len(squares), *squares[0].shape), dtype=squares[0].dtype, pin_memory=True)
+    return torch.stack(squares, out=pinned).permute(0, 3, 1, 2)
 
 
 def check_points(prompt: Prompt, original_size: tuple[int, int]) -> None:

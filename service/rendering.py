@@ -1,13 +1,20 @@
-"""One prediction -> one answer in the wanted form. Runs in the thread pool; the routes hand it to the pipeline."""
+"""One prediction -> one answer in the wanted form. Runs on the image threads or their processes; the routes hand it to
+the pipeline.
+"""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from models.letterbox import Array
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.letterbox import Array, Letterbox
 from models.prompts import PointPrompt, Prompt, TextPrompt
 from service import masks, outlines
+from service.image_work import PhotoLimits, read_photo
 from service.predictor import Prediction, Predictor, Prepared
 from service.rle import compress_counts
 from service.schemas import (
@@ -28,6 +35,8 @@ MEDIA_TYPES = dict.fromkeys(Output, "image/png") | {
     Output.YOLO: "text/plain; charset=utf-8",
 }
 
+Scores = npt.NDArray[np.float32]
+
 PromptInfo = TextPromptInfo | PointPromptInfo | None
 
 
@@ -39,13 +48,28 @@ class Drawing:
     segments: tuple[SegmentInfo, ...] = ()
 
 
-def drawer(
-    output: Output, rle: Rle, predictor: Predictor, tolerance: float = 0.0
-) -> Callable[[Prepared, Prediction], Drawing]:
-    """The function that draws `output`; outlines stay within `tolerance` pixels of the mask's edge."""
+@dataclass(frozen=True)
+class Drawer:
+    """How answers are to be drawn: plain data, for any process."""
 
-    def draw(prepared: Prepared, prediction: Prediction) -> Drawing:
-        logits, letterbox = prediction.logits, prepared.letterbox
+    output: Output
+    rle: Rle
+    class_names: tuple[str, ...]
+    limits: PhotoLimits
+    tolerance: float = 0.0
+    """Outlines stay within so many pixels of the mask's edge."""
+
+    @property
+    def shows_photo(self) -> bool:
+        """Whether the answer holds pixels of the photo."""
+        return self.output in (Output.OVERLAY, Output.CUTOUT)
+
+    def draw(self, scores: Scores, letterbox: Letterbox, upload: bytes | None) -> Drawing:
+        """Draw one answer.
+
+        scores: logits [K, S, S] float32. upload: the photo, read where `shows_photo`.
+        """
+        logits, output = torch.from_numpy(scores), self.output
         if output is Output.PROBABILITY:
             return Drawing(masks.draw_probability(logits, letterbox))
         mask = letterbox.restore_mask(logits)
@@ -55,14 +79,26 @@ def drawer(
             return Drawing(masks.encode_voc_png(mask))
         if output is Output.RLE or output in OUTLINES:
             found = [
-                describe_segment(segment, predictor.class_names, rle)
+                describe_segment(segment, self.class_names, self.rle)
                 for segment in masks.find_segments(mask, logits, letterbox)
             ]
-            return (
-                draw_outlines(output, mask, found, tolerance) if output in OUTLINES else Drawing(segments=tuple(found))
-            )
-        photo, _ = predictor.decode(prepared.upload)
+            if output is Output.RLE:
+                return Drawing(segments=tuple(found))
+            return draw_outlines(output, mask, found, self.tolerance)
+        assert upload is not None
+        photo, _ = read_photo(upload, self.limits)
         return Drawing(masks.draw_overlay(photo, mask) if output is Output.OVERLAY else masks.draw_cutout(photo, mask))
+
+
+def drawer(
+    output: Output, rle: Rle, predictor: Predictor, tolerance: float = 0.0
+) -> Callable[[Prepared, Prediction], Drawing]:
+    """The function that draws `output` where `predictor` has its images worked on."""
+    own = Drawer(output, rle, predictor.class_names, predictor.limits, tolerance)
+
+    def draw(prepared: Prepared, prediction: Prediction) -> Drawing:
+        upload = prepared.upload if own.shows_photo else None
+        return predictor.work.call(own.draw, prediction.logits.numpy(), prepared.letterbox, upload)
 
     return draw
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import skimage.data
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 
 from models.checkpoint import Checkpoint
 from models.letterbox import Letterbox, decode_image, image_tensor
+from service.image_processes import can_have_processes
 from tests.e2e.server import free_port, start, stop, wait_until_ready
 from tests.fakes import decode_rle, encode, read
 
@@ -36,6 +38,9 @@ def server(
 def cat() -> bytes:
     pixels = skimage.data.chelsea()  # type: ignore[no-untyped-call]
     return encode(Image.fromarray(pixels), "JPEG", quality=92)
+
+
+needs_processes = pytest.mark.skipif(not can_have_processes(), reason="this system has no fork server")
 
 
 def test_a_photo_in_a_mask_out(
@@ -78,10 +83,14 @@ def test_a_large_body_is_refused_while_it_comes(
     assert httpx.get(f"{url}/healthz").status_code == 200
 
 
-def test_sigterm_finishes_what_was_accepted(checkpoint_folder: Path, tmp_path: Path, cat: bytes) -> None:
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=needs_processes)])
+def test_sigterm_finishes_what_was_accepted(
+    checkpoint_folder: Path, tmp_path: Path, cat: bytes, processes: int
+) -> None:
     log = tmp_path / "log.txt"
     operation_port = free_port()
-    process, url = start(checkpoint_folder, log, {"PETSEG_OPERATION_PORT": operation_port})
+    settings = {"PETSEG_OPERATION_PORT": operation_port, "PETSEG_IMAGE_PROCESSES": processes}
+    process, url = start(checkpoint_folder, log, settings)
     try:
         wait_until_ready(process, url, log)
         assert httpx.get(f"http://127.0.0.1:{operation_port}/readyz").status_code == 200
@@ -92,6 +101,9 @@ def test_sigterm_finishes_what_was_accepted(checkpoint_folder: Path, tmp_path: P
         ):
             lines = response.iter_lines()
             first = next(lines)
+            children = psutil.Process(process.pid).children(recursive=True)
+            for child in children:  # as a service manager does, which ends all processes of a service
+                child.terminate()
             ended = pool.submit(stop, process)
             rest = list(lines)
         assert ended.result() == 0
@@ -100,6 +112,31 @@ def test_sigterm_finishes_what_was_accepted(checkpoint_folder: Path, tmp_path: P
         process.wait(timeout=60)
     assert all('"segments"' in line for line in (first, *rest))
     assert len(rest) == 23
+    assert len(children) >= processes
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
+
+
+@needs_processes
+def test_a_killed_image_process_costs_no_photo(checkpoint_folder: Path, tmp_path: Path, cat: bytes) -> None:
+    log = tmp_path / "log.txt"
+    process, url = start(checkpoint_folder, log, {"PETSEG_IMAGE_PROCESSES": 2})
+    try:
+        wait_until_ready(process, url, log)
+        before = httpx.post(f"{url}/segment/unet", files={"image": cat}, timeout=20)
+        family = psutil.Process(process.pid).children(recursive=True)
+        workers = [each for each in family if each.ppid() != process.pid]
+        for each in workers:
+            each.kill()
+        answers = [httpx.post(f"{url}/segment/unet", files={"image": cat}, timeout=20) for _ in range(4)]
+        broken = httpx.post(f"{url}/segment/unet", files={"image": cat[: len(cat) // 2]}, timeout=20)
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+    assert len(workers) == 2
+    assert {answer.content for answer in answers} == {before.content}
+    assert broken.json()["type"] == "/problems/unsupported-image"
+    assert "a process that works on photos ended: exit code" in log.read_text()
 
 
 def test_a_start_that_cannot_be_says_so_in_one_line(tmp_path: Path) -> None:

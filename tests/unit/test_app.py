@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint, CheckpointError
-from service.app import create_app, load_folder
+from service.app import create_app, load_folder, share_cpus
 from service.settings import Settings, SettingsError
 from tests.fakes import ClickModel, ColourModel, TextModel, fake_checkpoint
 
@@ -58,11 +58,39 @@ def test_the_cpus_are_shared_among_the_streams(
     monkeypatch.setattr("service.app.available_cpus", lambda: 6)
     before = torch.get_num_threads()
     try:
-        settings = create_app(Settings(streams=streams, stream_threads=threads), [unet]).state.settings
+        asked = Settings(streams=streams, stream_threads=threads, device="cpu")
+        settings = create_app(asked, [unet]).state.settings
         assert (settings.streams, settings.stream_threads) == wanted
         assert torch.get_num_threads() == wanted[1]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("device", "cpus", "asked", "wanted"),
+    [
+        ("cpu", 6, {}, (0, 6)),
+        ("cuda", 6, {}, (4, 4)),
+        ("cuda", 2, {}, (0, 2)),
+        ("cuda", 6, {"image_processes": 0}, (0, 6)),
+        ("cpu", 6, {"image_processes": 3, "image_threads": 2}, (3, 3)),
+        ("cpu", 6, {"image_threads": 2}, (0, 2)),
+    ],
+)
+def test_photos_are_worked_on_in_processes_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, cpus: int, asked: dict[str, int], wanted: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("service.app.available_cpus", lambda: cpus)
+    monkeypatch.setattr("service.app.can_have_processes", lambda: True)
+    shared = share_cpus(Settings.model_validate(asked), torch.device(device))
+    assert (shared.image_processes, shared.image_threads) == wanted
+
+
+def test_a_system_without_a_fork_server_says_so(monkeypatch: pytest.MonkeyPatch, unet: Checkpoint) -> None:
+    monkeypatch.setattr("service.app.can_have_processes", lambda: False)
+    assert share_cpus(Settings(), torch.device("cuda")).image_processes == 0
+    with pytest.raises(SettingsError, match="PETSEG_IMAGE_PROCESSES: got 2, but this system forks no processes"):
+        create_app(Settings(image_processes=2, device="cpu"), [unet])
 
 
 @pytest.mark.anyio

@@ -23,6 +23,7 @@ from service.errors import (
     PromptMismatch,
     UnsupportedImage,
 )
+from service.image_work import PhotoLimits
 from service.predictor import Predictor, choose_device
 from tests.fakes import ClickModel, FakeModel, TextModel, encode, fake_checkpoint, picture
 
@@ -30,9 +31,11 @@ CPU = torch.device("cpu")
 BUDGET = 10 << 20
 
 
-def make(checkpoint: Checkpoint, cache_bytes: int = BUDGET, precision: str = "fp32", **options: int) -> Predictor:
+def make(
+    checkpoint: Checkpoint, cache_bytes: int = BUDGET, precision: str = "fp32", limits: PhotoLimits | None = None
+) -> Predictor:
     engine = TorchEngine(checkpoint.model, CPU, Precision(precision))
-    return Predictor(checkpoint, engine, EmbeddingCache(cache_bytes), **options)
+    return Predictor(checkpoint, engine, EmbeddingCache(cache_bytes), limits=limits)
 
 
 def click(x: float, y: float) -> Prompt:
@@ -242,7 +245,7 @@ def test_images_that_do_not_decode_are_refused(unet: Checkpoint) -> None:
     with pytest.raises(UnsupportedImage, match="got 4 bytes"):
         make(unet, 0).prepare(b"nope", None, None)
     with pytest.raises(ImageTooLarge, match="got 60 x 40 = 2400 pixels, wanted at most 2399"):
-        make(unet, 0, max_pixels=2399).prepare(encode(picture(60, 40)), None, None)
+        make(unet, 0, limits=PhotoLimits(max_pixels=2399)).prepare(encode(picture(60, 40)), None, None)
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
