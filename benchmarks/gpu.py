@@ -4,6 +4,7 @@ One server or several beside each other on the same GPU, each with its share of 
 """
 
 import math
+import os
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,13 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.contestants import ours
+from benchmarks.goals import Goal, at_least
 from benchmarks.load import Load, LoadResult, run_load
 from benchmarks.processes import Server, run_server
 from benchmarks.raw import DEVICE, FORWARD, PIPELINE, RawResult, RawRun, raw_grid
 from benchmarks.serve import ask_for
 from benchmarks.statistics import median
+from service.app import CPUS_OF_THE_SERVER
 from service.stages import STAGES
 
 _SAMPLE_S = 0.1
@@ -61,8 +64,8 @@ class GpuPlan:
     seconds: float
     warm_up_s: float
     rounds: int
-    clients: Sequence[int] = (1, 8, 32, 64, 128)
-    servers: Sequence[int] = (1, 2, 4, 8)
+    clients: Sequence[int] = (1, 8, 32, 128, 384)
+    servers: Sequence[int] = (1, 2, 4)
     """Beside each other; all but the first are loaded with the most clients alone."""
     generators: int = 1
     """Processes that share the clients."""
@@ -100,8 +103,14 @@ def measure_gpu(plan: GpuPlan) -> Iterator[GpuRow]:
 
 @contextmanager
 def run_servers(checkpoint: Path, count: int) -> Iterator[list[Server]]:
-    """`count` of our servers with default settings, on one GPU, started side by side."""
-    contestant = ours("petseg", "auto", checkpoint.parent, model=checkpoint.stem)
+    """`count` of our servers on one GPU, started side by side, with room for all clients.
+
+    Several share the CPUs: each would otherwise start image processes for all of them.
+    """
+    settings = {"PETSEG_QUEUE_SIZE": "1024", "PETSEG_MAX_CLIENT_REQUESTS": "1024"}
+    if count > 1:
+        settings["PETSEG_IMAGE_PROCESSES"] = str(max(1, ((os.cpu_count() or 1) - CPUS_OF_THE_SERVER) // count))
+    contestant = ours("petseg", "auto", checkpoint.parent, settings, model=checkpoint.stem)
     opened = [run_server(contestant.command, contestant.environment, contestant.ready_path) for _ in range(count)]
     with ThreadPoolExecutor(count) as pool:
         starting = [pool.submit(each.__enter__) for each in opened]
@@ -214,3 +223,13 @@ def _gpu_watched(busy: list[float]) -> Iterator[None]:
 def best_forward(results: Sequence[RawResult], model: str) -> RawResult:
     """The fastest forward pass of `model`, from wherever its photos came."""
     return max((each for each in results if each.model == model and each.task != PIPELINE), key=lambda each: each.rate)
+
+
+def judge_gpu(raw: Sequence[RawResult], rows: Sequence[GpuRow]) -> list[Goal]:
+    """The goal that a GPU decides, for each model, and by what the host could decode and draw at most."""
+    goals = []
+    for model in dict.fromkeys(row.model for row in rows):
+        served = max(row.rate for row in rows if row.model == model)
+        name = f"{model}: photos a second over HTTP by the raw forward pass's at its best batch size"
+        goals.append(at_least(name, 0.9, served / best_forward(raw, model).rate))
+    return goals

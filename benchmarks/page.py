@@ -6,13 +6,15 @@ from pathlib import Path
 
 from benchmarks.edges import EdgeRow
 from benchmarks.goals import Comparison, Goal, judge_peers, judge_scenarios, median_of, rate, values_of
+from benchmarks.gpu import best_forward, judge_gpu
 from benchmarks.peers import CLIENTS
 from benchmarks.plots import PLAIN, plot_models, plot_peers, plot_raw
-from benchmarks.raw import FORWARD, PIPELINE, RawResult
+from benchmarks.raw import DEVICE, FORWARD, PIPELINE, RawResult
 from benchmarks.results import PeerResults, Results
 from benchmarks.serve import Row
 from benchmarks.statistics import median
 from benchmarks.study import NAME
+from service.stages import STAGES
 
 STEPS = Path(__file__).with_name("steps.md")
 """What was tried, by hand: what paid and what did not."""
@@ -48,7 +50,10 @@ def write_page(path: Path, found: Results, has_steps: bool = True) -> None:
             "*most here* is the rate of our pipeline in one process that serves nobody, by that of the same peer:",
             _goals_table(judge_peers(judged.comparison)),
         ]
-    parts += ["By itself:", _goals_table(judge_scenarios(found.scenarios))]
+    if found.scenarios:
+        parts += ["By itself:", _goals_table(judge_scenarios(found.scenarios))]
+    if found.gpu:
+        parts += ["On a GPU:", _goals_table(judge_gpu(found.gpu_raw, found.gpu)), *_gpu_section(found)]
     for results in found.peers:
         picture = f"peers-{results.model}.png"
         plot_peers(pictures / picture, results.comparison, CLIENTS)
@@ -248,11 +253,50 @@ def _serve_section(rows: Sequence[Row], picture: str) -> list[str]:
     ]
 
 
+def _gpu_section(found: Results) -> list[str]:
+    rows = [
+        (
+            f"`{row.model}`",
+            str(row.servers),
+            str(row.clients),
+            f"{row.rate:.0f}",
+            f"{row.rate / best_forward(found.gpu_raw, row.model).rate:.2f}",
+            f"{row.p50_ms:.1f}",
+            f"{row.p99_ms:.1f}",
+            f"{row.batch:.1f}",
+            f"{100 * row.gpu_busy:.0f}",
+            f"{row.cores:.1f}",
+            f"{100 * row.loop:.0f}",
+            *(f"{row.stage_ms[stage]:.1f}" for stage in STAGES),
+            str(row.errors),
+        )
+        for row in found.gpu
+    ]
+    load = ("model", "servers", "clients", "photos/s", "by raw", "p50 (ms)", "p99", "photos a pass", "GPU busy (%)")
+    stages = (f"{stage} (ms)" for stage in STAGES)
+    header = (*load, "servers' cores", "event loop busy (%)", *stages, "errors")
+    return [
+        "## On a GPU",
+        "Servers beside each other share the GPU and the CPUs; the load generator's processes take CPUs too. A GPU is "
+        "busy, by its driver, while any kernel runs. An event loop that is busy all the time is the limit of its "
+        "server; image processes that are so, of the host.",
+        table(header, rows),
+        "The raw passes: squares in the GPU's memory to logits in the host's, the same from the host's memory, and "
+        "uploads to PNG in one process with so many threads.",
+        _raw_table(found.gpu_raw),
+    ]
+
+
 def _raw_section(results: Sequence[RawResult], picture: str) -> list[str]:
+    return ["## Without HTTP", f"![forward]({picture})", _raw_table(results)]
+
+
+def _raw_table(results: Sequence[RawResult]) -> str:
+    tasks = {FORWARD: "forward alone", DEVICE: "forward alone, from the device's memory", PIPELINE: "bytes to PNG"}
     rows = [
         (
             f"`{each.model}`",
-            {FORWARD: "forward alone", PIPELINE: "bytes to PNG"}[each.task],
+            tasks[each.task],
             each.precision,
             str(each.streams),
             str(each.batch_size),
@@ -262,4 +306,4 @@ def _raw_section(results: Sequence[RawResult], picture: str) -> list[str]:
         for each in results
     ]
     header = ("model", "task", "precision", "streams", "batch size", "photos a second", "CPU ms/photo")
-    return ["## Without HTTP", f"![forward]({picture})", table(header, rows)]
+    return table(header, rows)

@@ -112,13 +112,23 @@ def raw_grid(
 
 def measure(runs: Sequence[RawRun]) -> list[RawResult]:
     """The results of `runs`, which share model, precision and streams, in this process."""
-    first, uploads = runs[0], read_photos(runs[0].photos)
-    while len(uploads) < max(run.batch_size for run in runs):  # one that came twice would be encoded once
-        uploads += [photo + b"again" for photo in uploads]
+    first = runs[0]
+    uploads = make_distinct(read_photos(first.photos), max(run.batch_size for run in runs))
     precision = "auto" if first.precision == INT8 else first.precision
     settings = Settings.model_validate({"precision": precision, "streams": first.streams, "cache_bytes": 0})
     predictor: Predictor = create_app(settings, [load_checkpoint(first.checkpoint)]).state.predictors[0]
     return [_measure_one(run, predictor, uploads) for run in runs]
+
+
+def make_distinct(photos: list[bytes], count: int) -> list[bytes]:
+    """`photos`, and copies of them until there are `count`: one that came twice in a batch would be encoded once.
+
+    Copies differ in bytes behind the image, which decoders do not read.
+    """
+    made = list(photos)
+    while len(made) < count:
+        made += [photo + b"%d" % len(made) for photo in photos]
+    return made
 
 
 def _measure_one(run: RawRun, predictor: Predictor, uploads: list[bytes]) -> RawResult:

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.edges import EdgeRow
 from benchmarks.goals import Comparison
+from benchmarks.gpu import GpuRow
 from benchmarks.machine import describe_machine
 from benchmarks.peers import Turn
 from benchmarks.raw import RawResult
@@ -45,6 +46,8 @@ class Results:
     settings: Comparison | None
     """Our server under several settings."""
     settings_summaries: dict[str, str]
+    gpu_raw: list[RawResult]
+    gpu: list[GpuRow]
     peers: list[PeerResults]
     """The study's model first."""
 
@@ -59,10 +62,10 @@ def write_results(folder: Path, command: str, found: Mapping[str, Any]) -> None:
 
 def read_results(folder: Path) -> Results:
     """What the commands left in `folder`."""
-    names = ("raw", "serve", "scenarios", "edges", "settings")
-    raw, serve, scenarios, edges, settings = (_read(folder / f"{name}.json") for name in names)
+    names = ("raw", "serve", "scenarios", "edges", "settings", "gpu")
+    raw, serve, scenarios, edges, settings, gpu = (_read(folder / f"{name}.json") for name in names)
     peers = {path.stem.removeprefix("peers-"): _read(path) for path in sorted(folder.glob("peers-*.json"))}
-    commands = dict(zip(names, (raw, serve, scenarios, edges, settings), strict=True))
+    commands = dict(zip(names, (raw, serve, scenarios, edges, settings, gpu), strict=True))
     commands |= {f"peers --model {model}": found for model, found in peers.items()}
     made = {command: found for command, found in commands.items() if found}
     machines = [found["machine"] | found.get("versions", {}) for found in made.values()]
@@ -75,6 +78,8 @@ def read_results(folder: Path) -> Results:
         edges=[EdgeRow(**each) for each in edges.get("rows", [])],
         settings=_read_comparison(settings) if settings else None,
         settings_summaries=settings.get("contestants", {}),
+        gpu_raw=[RawResult(**each) for each in gpu.get("raw", [])],
+        gpu=[GpuRow(**each) for each in gpu.get("rows", [])],
         peers=[
             PeerResults(model, found["model"], _read_comparison(found), found["contestants"], found["absent"])
             for model, found in peers.items()

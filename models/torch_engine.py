@@ -64,7 +64,8 @@ class TorchEngine(Engine):
             return self._fetch(self._decode(features, embedded).float())
 
     def warm_up(self, batch_size: int) -> None:
-        for size in graph_sizes(batch_size) if self._recorder is not None else [batch_size]:
+        sizes = graph_sizes(batch_size) if self._recorder is not None and not self.compiles else [batch_size]
+        for size in sizes:  # compiled, each would take half a minute
             self.example_run(size)()
 
     def example_run(self, batch_size: int) -> Callable[[], object]:

@@ -56,7 +56,7 @@ class Segmented(Generic[Drawn]):
     timing_ms: dict[str, float]
 
 
-BATCH_LIMITS = {"cpu": 8, "cuda": 64}
+BATCH_LIMITS = {"cpu": 8, "cuda": 128}
 """The largest batch size that is tried, by type of device: past these nothing is won, and callers wait longer."""
 
 BATCH_SIZE_BUDGETS_S = {"cpu": 1.0, "cuda": 10.0}

@@ -51,6 +51,17 @@ def test_serve(out: Path) -> None:
     assert all(row["errors"] == 0 and row["peak_pss_mb"] > 0 for row in rows)
 
 
+def test_gpu(out: Path) -> None:
+    found = run(out, "gpu")
+    assert {each["task"] for each in found["raw"]} == {"device", "forward", "pipeline"}
+    (row,) = found["rows"]
+    assert row["rate"] > 0
+    assert row["errors"] == 0
+    assert row["batch"] >= 1
+    assert row["stage_ms"]["decode"] > 0
+    assert 0 < row["loop"] < row["cores"]
+
+
 def test_scenarios(out: Path) -> None:
     found = run(out, "scenarios")["scenarios"]
     assert found["start"]["seconds"] > 0

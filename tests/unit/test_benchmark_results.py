@@ -15,14 +15,15 @@ from benchmarks import contestants
 from benchmarks.goals import Comparison, Goal, at_least, at_most, judge_peers, judge_scenarios
 from benchmarks.page import table, write_page
 from benchmarks.peers import Turn, compare_masks
-from benchmarks.photos import write_photos
-from benchmarks.raw import PIPELINE, RawResult, RawRun, measure
+from benchmarks.raw import PIPELINE, RawResult, make_distinct
 from benchmarks.results import read_results, write_results
 from benchmarks.serve import Row
 from benchmarks.statistics import describe_latency, without_client
 from benchmarks.study import widen
 from models.architectures.unet import UNet, UNetConfig
+from models.letterbox import decode_image
 from service.png import encode_indexed
+from tests.fakes import encode, picture
 
 ROW = Row("", "study", "png", "multipart", "100 KB", 8, 100.0, 10, 20, 40, 0, 12.0, 0.5, 500.0, 600.0, 4.0, 400)
 
@@ -197,8 +198,12 @@ def test_a_widened_unet_computes_the_same() -> None:
     assert wide.config.widths == (12, 18, 24)  # type: ignore[attr-defined]
 
 
-def test_batches_of_photos_that_are_not_all_different_are_not_measured(tmp_path: Path) -> None:
-    photos = write_photos(tmp_path, count=2, wanted_bytes=30_000)
-    run = RawRun(tmp_path / "any.safetensors", photos, PIPELINE, "bf16", streams=1, batch_size=3, seconds=0.1)
-    with pytest.raises(ValueError, match="got 2 photos for batches of 3"):
-        measure([run])
+def test_photos_of_a_batch_differ_in_bytes_and_not_in_pixels() -> None:
+    """Two that are the same would be encoded once, and the batch be smaller than it seems."""
+    photos = [encode(picture(40, 30, seed), "JPEG") for seed in range(2)]
+    made = make_distinct(photos, 5)
+    assert len(set(made)) == len(made) >= 5
+    assert made[:2] == photos
+    pixels = [np.asarray(decode_image(photo)[0]) for photo in made]
+    for place, each in enumerate(pixels):
+        assert np.array_equal(each, pixels[place % 2])
