@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.requests import read_photos
 from benchmarks.statistics import median
 from models.checkpoint import load_checkpoint
-from models.letterbox import Array, Letterbox, decode_image, image_tensor
+from models.letterbox import Array, Letterbox, decode_image, decode_planes, image_tensor
 from models.upsampling import resize_argmax
 from service.masks import COLOURS
 from service.png import encode_indexed, pack
@@ -89,9 +89,10 @@ def _decodings(upload: bytes, letterbox: Letterbox) -> dict[str, Callable[[], ob
     side = letterbox.image_size
     return {
         "at full size": lambda: letterbox.apply_image(decode_image(upload)[0]),
-        "at a reduced scale where the photo is four times the square" + _SERVED: lambda: letterbox.apply_image(
+        "at a reduced scale where the photo is four times the square": lambda: letterbox.apply_image(
             decode_image(upload, at_least=side)[0]
         ),
+        "the same to planes, smaller JPEGs by simplejpeg" + _SERVED: lambda: decode_planes(upload, side),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
@@ -57,14 +58,25 @@ class Letterbox:
 
     def apply_image(self, image: Image.Image) -> Array:
         """RGB image of any size -> [S, S, 3] uint8. The image may be a reduced decoding of the upload."""
+        return np.ascontiguousarray(self.image_planes(image).transpose(1, 2, 0))
+
+    def image_planes(self, image: Image.Image) -> Array:
+        """The same as planes [3, S, S], which networks read: no copy from plane to pixel order and back."""
         if image.mode != "RGB":
             raise ValueError(f"got an image of mode {image.mode}, wanted RGB; pass it through decode_image first")
+        return self._pad(_resize_photo(image, *self.content_size))
+
+    def resize_planes(self, planes: Tensor) -> Array:
+        """As `image_planes`, of an RGB image's own planes [3, H, W] uint8."""
+        return self._pad(_resize_planes(planes, *self.content_size))
+
+    def _pad(self, content: Array) -> Array:
+        """Planes [3, h, w] in the middle of a square of their mean colour, [3, S, S] uint8."""
         height, width = self.content_size
         top, left = self.offset
-        content = _resize_photo(image, height, width)
-        row = np.tile(_mean_colour(content), (self.image_size, 1))
-        square = np.tile(row, (self.image_size, 1, 1))  # whole rows: pixel by pixel takes twenty times as long
-        square[top : top + height, left : left + width] = content
+        square = np.empty((3, self.image_size, self.image_size), np.uint8)
+        square[:] = _mean_colour(content)[:, None, None]
+        square[:, top : top + height, left : left + width] = content
         return square
 
     def apply_label_map(self, label_map: Array, padding: int = 0) -> Array:
@@ -110,26 +122,30 @@ class Letterbox:
 
 
 def _resize_photo(photo: Image.Image, height: int, width: int) -> Array:
-    """RGB photo -> [height, width, 3] uint8, bilinear with antialiasing.
+    """RGB photo -> planes [3, height, width] uint8, bilinear with antialiasing.
 
     Pillow's way (a triangle as wide as the reduction) by torch, which does it in vectors of bytes: within 1 of Pillow's
     values, in a third of the time. Large photos stay with Pillow, which needs no copies of them.
     """
     if photo.width * photo.height > _MOST_COPIED_PIXELS:
-        return np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR))
-    planes = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]  # [1, 3, H, W], channels last in memory
-    resized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    resized_photo: Array = resized[0].permute(1, 2, 0).numpy()
-    return resized_photo
+        return np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    return _resize_planes(torch.from_numpy(np.array(photo)).permute(2, 0, 1), height, width)
+
+
+def _resize_planes(planes: Tensor, height: int, width: int) -> Array:
+    """Planes [3, H, W] uint8 -> [3, height, width]; quickest where colours come last in memory."""
+    resized = F.interpolate(planes[None], (height, width), mode="bilinear", antialias=True, align_corners=False)
+    resized_planes: Array = resized[0].numpy()
+    return resized_planes
 
 
 def _mean_colour(content: Array) -> Array:
-    """Rounded mean of [h, w, 3] uint8: [3] uint8.
-
-    As a product with ones: numpy's own mean over rows of three numbers takes ten times as long.
-    """
-    pixels = content.reshape(-1, 3).astype(np.float64)
-    return np.rint(np.ones(len(pixels)) @ pixels / len(pixels)).astype(np.uint8)
+    """Rounded mean of each of the planes [3, h, w] uint8: [3] uint8."""
+    pixels = content.reshape(3, -1)
+    # The narrowest type that holds the sum: twice as fast as numpy's own choice.
+    sums = pixels.sum(axis=1, dtype=np.uint32 if pixels.shape[1] < 1 << 24 else np.uint64)
+    means: Array = np.rint(sums / pixels.shape[1]).astype(np.uint8)
+    return means
 
 
 def _resize_in_strips(content: Tensor, height: int, width: int, rows: int) -> Iterator[Tensor]:
@@ -191,6 +207,41 @@ def decode_image(
     return upright, ((width, height) if orientation in (5, 6, 7, 8) else (height, width))
 
 
+def decode_planes(
+    data: bytes, image_size: int, *, max_pixels: int = 1 << 26, max_frames: int = MAX_FRAMES
+) -> tuple[Array, tuple[int, int]]:
+    """Upload bytes -> (square [3, S, S] uint8, original (height, width)): `decode_image`, then `image_planes`.
+
+    Most JPEGs are decoded by simplejpeg: the same library behind it and the same pixels, without Pillow's copies
+    between its rows of four bytes and ours of three. Raises what `decode_image` raises.
+    """
+    photo = _read_plain_jpeg(data, 4 * image_size, max_pixels, max_frames)
+    if photo is not None:
+        height, width, _ = photo.shape
+        letterbox = Letterbox((height, width), image_size)
+        return letterbox.resize_planes(torch.from_numpy(photo).permute(2, 0, 1)), (height, width)
+    image, original_size = decode_image(data, max_pixels=max_pixels, max_frames=max_frames, at_least=image_size)
+    return Letterbox(original_size, image_size).image_planes(image), original_size
+
+
+def _read_plain_jpeg(data: bytes, longest: int, max_pixels: int, max_frames: int) -> Array | None:
+    """An upright colour JPEG within these bounds, [H, W, 3] uint8; None for all else, and for damaged ones."""
+    try:
+        if check_file(data, max_frames) != "JPEG":
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = Image.open(io.BytesIO(data), formats=["JPEG"])
+        is_small = max(header.size) <= longest and header.width * header.height <= min(max_pixels, _MOST_COPIED_PIXELS)
+        is_upright = header.getexif().get(ExifTags.Base.Orientation, 1) not in _UPRIGHT
+        if header.mode != "RGB" or not (is_small and is_upright):
+            return None
+        photo: Array = simplejpeg.decode_jpeg(data, "RGB")
+        return photo
+    except Exception:  # whatever is wrong, Pillow has the last word
+        return None
+
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -225,4 +276,9 @@ def _to_8_bits(values: npt.NDArray[Any]) -> Array:
 
 def image_tensor(square: Array) -> Tensor:
     """[S, S, 3] uint8 RGB -> [3, S, S] float32 in [0, 1]."""
-    return torch.from_numpy(square).permute(2, 0, 1).float().div_(255.0)
+    return planes_tensor(square.transpose(2, 0, 1))
+
+
+def planes_tensor(planes: Array) -> Tensor:
+    """[3, S, S] uint8 RGB -> the same in float32, in [0, 1]."""
+    return torch.from_numpy(planes).float().div_(255.0)

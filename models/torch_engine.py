@@ -71,8 +71,7 @@ class TorchEngine(Engine):
     def example_run(self, batch_size: int) -> Callable[[], object]:
         images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)
         if self._recorder is not None:
-            squares = (255 * images).byte().contiguous(memory_format=torch.channels_last)
-            images = squares.pin_memory()  # as the predictor collates them
+            images = (255 * images).byte().pin_memory()  # as the predictor collates them
             with self._recorder.on():
                 self.decode(self.encode(images), prompts)
         return lambda: self.decode(self.encode(images), prompts)

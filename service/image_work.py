@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from models.image_files import MAX_FRAMES
-from models.letterbox import Array, Letterbox, decode_image
+from models.letterbox import Array, decode_image, decode_planes
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,6 @@ def read_photo(upload: bytes, limits: PhotoLimits, at_least: int | None = None) 
     return decode_image(upload, max_pixels=limits.max_pixels, max_frames=limits.max_frames, at_least=at_least)
 
 
-def read_square(upload: bytes, limits: PhotoLimits, image_size: int) -> tuple[Array, tuple[int, int]]:
-    """Upload bytes -> (the model's square [S, S, 3] uint8, the photo's upright (height, width)).
-
-    Raises UnsupportedImageError and ImageTooLargeError.
-    """
-    photo, original_size = read_photo(upload, limits, at_least=image_size)
-    return Letterbox(original_size, image_size).apply_image(photo), original_size
+def read_planes(upload: bytes, limits: PhotoLimits, image_size: int) -> tuple[Array, tuple[int, int]]:
+    """`decode_planes` within `limits`."""
+    return decode_planes(upload, image_size, max_pixels=limits.max_pixels, max_frames=limits.max_frames)

@@ -14,7 +14,7 @@ from models.base import Features, PromptMismatchError, describe_kind
 from models.checkpoint import Checkpoint
 from models.engine import Engine
 from models.image_files import ImageTooLargeError, UnsupportedImageError
-from models.letterbox import Letterbox, image_tensor
+from models.letterbox import Letterbox, planes_tensor
 from models.prompts import PointPrompt, Prompt, PromptTensors
 from service.embedding_cache import EmbeddingCache
 from service.errors import (
@@ -27,7 +27,7 @@ from service.errors import (
     pointer,
 )
 from service.image_processes import ImageWork, InThread
-from service.image_work import PhotoLimits, read_square
+from service.image_work import PhotoLimits, read_planes
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,13 @@ class Predictor:
 
     def _read_image(self, upload: bytes) -> tuple[Tensor, Letterbox]:
         try:
-            square, original_size = self.work.call(read_square, upload, self.limits, self.image_size)
+            planes, original_size = self.work.call(read_planes, upload, self.limits, self.image_size)
         except ImageTooLargeError as error:
             raise ImageTooLarge(str(error)) from error
         except UnsupportedImageError as error:
             raise UnsupportedImage(str(error)) from error
         is_gpu = self.engine.device.type == "cuda"
-        image = torch.from_numpy(square).permute(2, 0, 1) if is_gpu else image_tensor(square)
+        image = torch.from_numpy(planes) if is_gpu else planes_tensor(planes)
         return image, Letterbox(original_size, self.image_size)
 
     def _prompt_tensors(self, prompt: Prompt, letterbox: Letterbox) -> PromptTensors:
@@ -230,16 +230,13 @@ def split_rows(digests: Iterable[str], features: Features) -> dict[str, Features
 
 
 def collate_images(batch: Iterable[Prepared], is_pinned: bool) -> Tensor:
-    """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory, colours last.
+    """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory.
 
     From there the copy to the GPU runs beside the CPU's work: one stream collates while another's batch is computed.
     """
     images = [prepared.image for prepared in batch if prepared.image is not None]
-    if not is_pinned:
-        return torch.stack(images)
-    squares = [image.permute(1, 2, 0) for image in images]  # as they lie in memory: a plain copy of each
-    pinned = torch.empty((len(squares), *squares[0].shape), dtype=squares[0].dtype, pin_memory=True)
-    return torch.stack(squares, out=pinned).permute(0, 3, 1, 2)
+    pinned = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True) if is_pinned else None
+    return torch.stack(images, out=pinned)
 
 
 def check_points(prompt: Prompt, original_size: tuple[int, int]) -> None:

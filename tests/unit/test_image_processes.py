@@ -13,7 +13,7 @@ import pytest
 from models.image_files import UnsupportedImageError
 from models.letterbox import Letterbox
 from service.image_processes import ImageProcessError, ImageProcesses, can_have_processes
-from service.image_work import PhotoLimits, read_square
+from service.image_work import PhotoLimits, read_planes
 from service.rendering import Drawer
 from service.schemas import Output, Rle
 from tests.fakes import encode, picture
@@ -46,9 +46,9 @@ def work() -> Iterator[ImageProcesses]:
 
 def test_a_photo_is_read_and_its_answer_drawn_as_here(work: ImageProcesses) -> None:
     upload, limits = encode(picture(60, 40)), PhotoLimits()
-    square, size = work.call(read_square, upload, limits, 32)
-    here, size_here = read_square(upload, limits, 32)
-    assert np.array_equal(square, here)
+    planes, size = work.call(read_planes, upload, limits, 32)
+    here, size_here = read_planes(upload, limits, 32)
+    assert np.array_equal(planes, here)
     assert size == size_here == (40, 60)
     scores = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
     for output in Output:
@@ -58,7 +58,7 @@ def test_a_photo_is_read_and_its_answer_drawn_as_here(work: ImageProcesses) -> N
 
 def test_what_it_raises_is_raised_here(work: ImageProcesses) -> None:
     with pytest.raises(UnsupportedImageError, match="got 3 bytes that do not decode"):
-        work.call(read_square, b"abc", PhotoLimits(), 32)
+        work.call(read_planes, b"abc", PhotoLimits(), 32)
     with pytest.raises(RuntimeError, match=r"cannot pickle '_thread\.lock'"):
         work.call(give_what_cannot_be_pickled)
     assert work.call(abs, -3) == 3

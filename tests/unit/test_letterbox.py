@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from models.image_files import ImageTooLargeError, UnsupportedImageError
-from models.letterbox import Letterbox, _mean_colour, decode_image, image_tensor
+from models.letterbox import Letterbox, _mean_colour, decode_image, decode_planes, image_tensor, planes_tensor
 
 sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
 
@@ -78,8 +78,8 @@ def test_photos_are_resized_as_pillow_does(height: int, width: int, side: int, s
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))
 def test_the_padding_is_the_mean_of_the_content(height: int, width: int, seed: int) -> None:
-    content = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    assert _mean_colour(content).tolist() == np.rint(content.reshape(-1, 3).mean(axis=0)).tolist()
+    content = np.random.default_rng(seed).integers(0, 256, (3, height, width), np.uint8)
+    assert _mean_colour(content).tolist() == np.rint(content.reshape(3, -1).mean(axis=1)).tolist()
 
 
 @pytest.mark.parametrize("original_size", [(1, 1), (1, 300), (300, 1), (33, 32)])
@@ -154,3 +154,63 @@ def test_image_tensor_is_scaled_to_one() -> None:
     tensor = image_tensor(np.full((4, 4, 3), 255, np.uint8))
     assert tensor.shape == (3, 4, 4)
     assert tensor.max() == 1
+
+
+def noise(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """Some structure in every block of a JPEG."""
+    rough = Image.effect_noise((max(1, width // 4), max(1, height // 4)), 80)
+    colours = Image.merge("RGB", (rough, rough.transpose(Image.Transpose.ROTATE_180), ImageOps.invert(rough)))
+    return colours.resize((width, height)).convert(mode)
+
+
+def upright_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+UPLOADS = {
+    **{
+        f"4:{kind}": encode(noise(75, 101), "JPEG", quality=90, subsampling=f"4:{kind}")
+        for kind in ("4:4", "2:2", "2:0")
+    },
+    "progressive": encode(noise(64, 33), "JPEG", quality=75, progressive=True),
+    "one row": encode(noise(1, 90), "JPEG"),
+    "grey": encode(noise(40, 50, "L"), "JPEG"),
+    "four colours": encode(noise(40, 50, "CMYK"), "JPEG"),
+    "upright": encode(noise(40, 60), "JPEG", exif=upright_of(1)),
+    "turned": encode(noise(40, 60), "JPEG", exif=upright_of(6)),
+    "large": encode(noise(200, 300), "JPEG"),
+    "no JPEG": encode(noise(40, 60)),
+    "bytes behind the image": encode(noise(40, 60), "JPEG") + b"more",
+}
+
+
+@pytest.mark.parametrize("upload", UPLOADS.values(), ids=UPLOADS)
+def test_planes_are_those_of_the_decoded_photo(upload: bytes) -> None:
+    photo, size = decode_image(upload, at_least=32)
+    planes, planes_size = decode_planes(upload, 32)
+    assert planes_size == size
+    square = Letterbox(size, 32).apply_image(photo)
+    assert np.array_equal(planes.transpose(1, 2, 0), square)
+    torch.testing.assert_close(planes_tensor(planes), image_tensor(square), rtol=0, atol=0)
+
+
+def test_a_plain_jpeg_needs_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.letterbox.decode_image", None)
+    assert decode_planes(UPLOADS["4:2:0"], 32)[1] == (75, 101)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 200, -40])
+def test_planes_of_a_damaged_upload_are_refused_alike(kept: int) -> None:
+    upload = UPLOADS["4:2:0"][:kept]
+    with pytest.raises(UnsupportedImageError) as plain:
+        decode_image(upload)
+    with pytest.raises(UnsupportedImageError) as found:
+        decode_planes(upload, 32)
+    assert str(found.value) == str(plain.value)
+
+
+def test_planes_of_too_many_pixels_are_refused() -> None:
+    with pytest.raises(ImageTooLargeError, match="got 101 x 75 = 7575 pixels, wanted at most 7574"):
+        decode_planes(UPLOADS["4:2:0"], 32, max_pixels=7574)
