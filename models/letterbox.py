@@ -234,7 +234,9 @@ def _read_plain_jpeg(data: bytes, longest: int, max_pixels: int, max_frames: int
             header = Image.open(io.BytesIO(data), formats=["JPEG"])
         is_small = max(header.size) <= longest and header.width * header.height <= min(max_pixels, _MOST_COPIED_PIXELS)
         is_upright = header.getexif().get(ExifTags.Base.Orientation, 1) not in _UPRIGHT
-        if header.mode != "RGB" or not (is_small and is_upright):
+        # Two parsers may read a broken header differently, and the limits are those of the size that was read here.
+        is_as_read = simplejpeg.decode_jpeg_header(data)[:2] == (header.height, header.width)
+        if header.mode != "RGB" or not (is_small and is_upright and is_as_read):
             return None
         photo: Array = simplejpeg.decode_jpeg(data, "RGB")
         return photo
