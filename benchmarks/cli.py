@@ -241,15 +241,22 @@ def gpu_command(
     study = write_study_checkpoint(out / "study", weights)
     checkpoints = [study] if smoke else [study, write_full_size_checkpoint(out / "full-size-text", FULL_SIZE_TEXT)]
     cores = os.cpu_count() or 1
+    sizes = (1, 32, 64, 128, 256)
+    streams, threads = ((2,), (cores,)) if short else ((1, 2), (1, 4, cores))
     raw: list[RawResult] = []
     rows: list[GpuRow] = []
     for checkpoint in checkpoints:
         plan = GpuPlan(checkpoint, sent, pace.seconds, pace.warm_up_s, pace.rounds, generators=max(1, cores // 4))
-        plan = replace(plan, clients=(2,), servers=(1,)) if smoke else replace(plan, servers=read_counts(servers))
-        runs = raw_runs(plan, (1, 2) if smoke else (1, 8, 32, 64, 128, 256), (1,) if smoke else (1, 4, cores))
+        if smoke:
+            plan = replace(plan, clients=(2,), servers=(1,))
+            runs = raw_runs(plan, (1, 2), (1,), (1,))
+        else:
+            plan = replace(plan, servers=read_counts(servers))
+            runs = raw_runs(plan, sizes, streams, threads)
         raw += [tell(each, f"{each.model} {each.task} {each.precision}") for each in run_raw(runs)]
-        rows += [tell(row, f"{row.model} {row.servers} servers x {row.clients}") for row in measure_gpu(plan)]
-    write_results(out, "gpu", {"raw": raw, "rows": rows, "window": pace.window})
+        for row in measure_gpu(plan):
+            rows.append(tell(row, f"{row.model} {row.servers} servers x {row.clients}"))
+            write_results(out, "gpu", {"raw": raw, "rows": rows, "window": pace.window})
 
 
 @app.command("settings")

@@ -64,14 +64,16 @@ class GpuPlan:
     seconds: float
     warm_up_s: float
     rounds: int
-    clients: Sequence[int] = (1, 8, 32, 128, 384)
+    clients: Sequence[int] = (1, 32, 128, 384)
     servers: Sequence[int] = (1, 2, 4)
     """Beside each other; all but the first are loaded with the most clients alone."""
     generators: int = 1
     """Processes that share the clients."""
 
 
-def raw_runs(plan: GpuPlan, batch_sizes: Sequence[int], streams: Sequence[int]) -> list[RawRun]:
+def raw_runs(
+    plan: GpuPlan, batch_sizes: Sequence[int], streams: Sequence[int], pipeline_streams: Sequence[int]
+) -> list[RawRun]:
     """The forward pass from device memory and from the host's, and bytes to PNG in one process."""
     forward = raw_grid(
         plan.checkpoint,
@@ -79,7 +81,7 @@ def raw_runs(plan: GpuPlan, batch_sizes: Sequence[int], streams: Sequence[int]) 
         seconds=plan.seconds / 4,
         tasks=(DEVICE, FORWARD),
         batch_sizes=batch_sizes,
-        streams=(1, 2),
+        streams=streams,
         chosen=("auto",),
     )
     return forward + raw_grid(
@@ -87,8 +89,8 @@ def raw_runs(plan: GpuPlan, batch_sizes: Sequence[int], streams: Sequence[int]) 
         plan.photos,
         seconds=plan.seconds / 2,
         tasks=(PIPELINE,),
-        batch_sizes=(min(_PIPELINE_BATCH, *batch_sizes[-1:]),),
-        streams=streams,
+        batch_sizes=(min(_PIPELINE_BATCH, batch_sizes[-1]),),
+        streams=pipeline_streams,
         chosen=("auto",),
     )
 
