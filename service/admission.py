@@ -9,6 +9,7 @@ import ipaddress
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -189,11 +190,15 @@ def is_public(path: str) -> bool:
 
 def address_of(scope: Scope) -> str:
     """The caller's address; of IPv6 the /64 network, which is what one subscriber has."""
-    host = scope["client"][0] if scope.get("client") else "unknown"
+    return _subscriber_of(scope["client"][0]) if scope.get("client") else "unknown"
+
+
+@lru_cache(maxsize=4096)
+def _subscriber_of(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return str(host)
+        return host
     if isinstance(address, ipaddress.IPv6Address):
         return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
     return str(address)

@@ -123,18 +123,17 @@ class Batcher(Generic[Item, Result]):
                 raise QueueFullError(self.queue_size, self.retry_after_s())
             self._queue[id(entry)] = entry
             self._changed.notify()
-        patience = None if max_queue_s == math.inf else loop.call_later(max_queue_s, self._give_up, entry)
+        clocks = []
+        if max_queue_s < math.inf:
+            clocks.append(loop.call_later(max_queue_s, self._give_up, entry))
+        if deadline < math.inf:
+            clocks.append(loop.call_later(max(0.0, deadline - time.monotonic()), self._expire, entry))
         try:
-            async with asyncio.timeout(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
-                return await entry.future
-        except TimeoutError:
-            if entry.future.done() and not entry.future.cancelled():
-                raise  # the item's own TimeoutError, not the clock's
-            raise DeadlineExceededError("the deadline passed before the result was there") from None
+            return await entry.future
         finally:
             entry.is_gone = True
-            if patience is not None:
-                patience.cancel()
+            for clock in clocks:
+                clock.cancel()
             with self._changed:
                 self._queue.pop(id(entry), None)
             if entry.future.done() and not entry.future.cancelled():
@@ -146,6 +145,12 @@ class Batcher(Generic[Item, Result]):
             is_waiting = self._queue.pop(id(entry), None) is not None
         if is_waiting and not entry.future.done():
             entry.future.set_exception(QueueTimeoutError(self.retry_after_s()))
+
+    @staticmethod
+    def _expire(entry: _Entry[Item, Result]) -> None:
+        """Fail an entry whose deadline passes."""
+        if not entry.future.done():
+            entry.future.set_exception(DeadlineExceededError("the deadline passed before the result was there"))
 
     def retry_after_s(self) -> int:
         """Whole seconds, at least 1, until about half of the queue is done."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from models.prompts import PointPrompt, Prompt, TextPrompt
 from service.errors import BodyTooLarge, InvalidRequest, UnsupportedBody, pointer
@@ -146,7 +146,7 @@ async def _read(
     request: Request, max_body_bytes: int, max_images: int, takes_raw: bool
 ) -> tuple[list[Upload], list[tuple[str, str]]]:
     """(photos, fields as sent, those of the query included)."""
-    given = list(request.query_params.multi_items())
+    given = request.query_params.multi_items() if request.scope["query_string"] else []
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == MULTIPART:
         uploads, fields = await _read_multipart(request, max_body_bytes, max_images)
@@ -188,7 +188,8 @@ async def _read_multipart(
                     raise _invalid(name, f"got a file part named {_shorten(name)}, wanted image; rename the part")
                 uploads.append(Upload(value.filename or "", value.file.read()))
                 value.file.close()  # at once: a batch would otherwise be in memory twice
-                await asyncio.sleep(0)  # each part is copied here: all of a batch in one go would hold up everyone else
+                if max_images > 1:
+                    await asyncio.sleep(0)  # each is copied here: all of a batch in one go would hold up everyone else
             elif name == "image":
                 raise _invalid("image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg")
             else:
@@ -216,7 +217,13 @@ async def limit_bytes(request: Request, max_bytes: int) -> AsyncGenerator[bytes,
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"got {declared} body bytes, {refusal}", headers={"Connection": "close"})
     received = 0
-    async for chunk in request.stream():
+    is_whole = False
+    while not is_whole:  # not through request.stream(), a second generator around every chunk
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        is_whole = not message.get("more_body", False)
+        chunk = message.get("body", b"")
         received += len(chunk)
         if received > max_bytes:
             raise BodyTooLarge(f"got more than {max_bytes} body bytes, {refusal}", headers={"Connection": "close"})
@@ -252,10 +259,10 @@ def _check(kind: type[Fields], given: Iterable[tuple[str, str]]) -> Fields:
         if name in values:
             raise _invalid(name, f"got {_shorten(name)} more than once; send it once")
         values[name] = value
-    known = ", ".join(["image", *kind.model_fields])
     try:
         return kind.model_validate(values)
     except ValidationError as error:
+        known = ", ".join(["image", *kind.model_fields])
         errors = []
         for each in error.errors():
             name = str(each["loc"][0])

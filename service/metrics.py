@@ -24,6 +24,7 @@ read. Histograms have the same buckets everywhere, so that they can be added and
 
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -62,6 +63,10 @@ class Metrics:
         self.stalls = self._counter("stalls", "Forward passes that ran too long", "model")
         self.cache_lookups = self._counter("cache_lookups", "Photos whose features were held or not", "model", "result")
         self.reloads = self._counter("reloads", "Checkpoints that changed on disk", "model", "result")
+        # Each look-up of labels costs as much as the counting; there are no more of them than series.
+        self._requests_of = cache(self.requests.labels)
+        self._request_seconds_of = cache(self.request_seconds.labels)
+        self._stage_seconds_of = cache(self.stage_seconds.labels)
         build = {"version": version("petseg"), "python": platform.python_version(), "torch": torch.__version__}
         Info("petseg_build", "What runs here", registry=self.registry).info(build)
 
@@ -69,14 +74,14 @@ class Metrics:
         self, *, route: str, model: str, output: str, status: int, problem: str, seconds: float, stages: Iterable[Stage]
     ) -> None:
         """Count one HTTP request that is over; empty words stand for what it never came to say."""
-        self.requests.labels(route, model, output, str(status)).inc()
-        self.request_seconds.labels(route, model).observe(seconds)
+        self._requests_of(route, model, output, status).inc()
+        self._request_seconds_of(route, model).observe(seconds)
         if problem:
             self.problems.labels(model, problem).inc()
         if model:
             for stage in stages:
                 if stage.name == RECEIVE:
-                    self.stage_seconds.labels(model, RECEIVE).observe(stage.ended_at - stage.started_at)
+                    self._stage_seconds_of(model, RECEIVE).observe(stage.ended_at - stage.started_at)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"petseg_{name}_total", help_text, labels, registry=self.registry)

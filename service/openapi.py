@@ -1,12 +1,16 @@
-"""The OpenAPI document: what the routes' signatures cannot say about bodies, pictures and problems."""
+"""The app, and its OpenAPI document: what the routes' signatures cannot say about bodies, pictures and problems."""
 
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
+from service.direct_routes import DirectRouting
 from service.errors import MEDIA_TYPE, Overloaded, Problem, QuotaExceeded, TooManyAtOnce, Unauthorized
 from service.label_studio import PredictRequest, SetupRequest
 from service.schemas import BatchAnswer, BatchFields, BatchProblem, GeoJson, ProblemBody, SegmentAnswer, SegmentFields
@@ -49,7 +53,23 @@ _FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
 
 
 class PetsegApp(FastAPI):
-    """FastAPI with our document."""
+    """FastAPI with our document, and of its layers only those that do something here.
+
+    Spans, limits of bodies and the 500 for a defect are our own (tracing, admission, forms, middleware); what fails
+    outside of these is the server's to answer.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """options: FastAPI's."""
+        super().__init__(telemetry={"tracing": False, "metrics": False, "logs": False}, **options)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What was added to the app, then its handlers of exceptions, then the direct routes, then FastAPI's router."""
+        app: ASGIApp = DirectRouting(AsyncExitStackMiddleware(self.router), self.routes)
+        app = ExceptionMiddleware(app, self.exception_handlers)
+        for layer, arguments, options in reversed(self.user_middleware):
+            app = layer(app, *arguments, **options)
+        return app
 
     def openapi(self) -> Json:
         """The document, built once."""

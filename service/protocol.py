@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import MEDIA_TYPE, HeadersTooLarge, InvalidRequest, Problem
+from service.joined_writes import JoinedWrites
 from service.settings import Settings
 
 logger = logging.getLogger("petseg.connections")
@@ -26,7 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, unless there are as many as there may be: then it is dropped without a word."""
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))
         self._clock: asyncio.TimerHandle | None = None
         self._write_clock: asyncio.TimerHandle | None = None
         self._header_bytes = 0

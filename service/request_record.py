@@ -60,7 +60,7 @@ class RequestRecord:
             "span_id": self.trace.span_id,
             "parent_id": self.trace.parent_id,
         }
-        return {name: value for name, value in found.items() if value not in ("", 0)}
+        return {name: value for name, value in found.items() if value}  # neither "" nor 0
 
 
 def milliseconds(seconds: float) -> float:

@@ -9,9 +9,11 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import Send
 
 from service import errors, openapi, rendering
 from service.batches import Finished, entry_names, segment_all, zip_archive
+from service.direct_routes import DirectRoute
 from service.forms import read_batch, read_prompt, read_segment, read_text
 from service.operation import ServiceDep, get_service
 from service.pipeline import Photo, Pipeline, Segmented, not_ready
@@ -34,8 +36,6 @@ from service.schemas import (
 
 T = TypeVar("T")
 
-router = APIRouter()
-
 
 async def get_pipeline(request: Request, model: str) -> Pipeline:
     """The pipeline of the model in the path."""
@@ -50,19 +50,37 @@ async def get_pipeline(request: Request, model: str) -> Pipeline:
 PipelineDep = Annotated[Pipeline, Depends(get_pipeline)]
 
 
-async def hold_pipeline(request: Request, model: str) -> AsyncIterator[Pipeline]:
-    """The same, while the server takes new work, held until the answer is sent.
-
-    It calls what it needs, not depends on it: FastAPI takes longer over a nested dependency than ours takes to run.
-    """
+async def open_pipeline(request: Request, model: str) -> Pipeline:
+    """The same, while the server takes new work."""
     pipeline = await get_pipeline(request, model)
     if (await get_service(request)).refuses_work:
         raise not_ready()
+    return pipeline
+
+
+async def hold_pipeline(request: Request, model: str) -> AsyncIterator[Pipeline]:
+    """The same, held until the answer is sent."""
+    pipeline = await open_pipeline(request, model)
     with pipeline.in_use():
         yield pipeline
 
 
 OpenPipelineDep = Annotated[Pipeline, Depends(hold_pipeline)]
+
+
+class PipelineRoute(DirectRoute):
+    """Calls its endpoint with the request and the pipeline that OpenPipelineDep would give."""
+
+    async def answer(self, request: Request, send: Send) -> None:
+        """Hold the pipeline until the answer is sent."""
+        pipeline = await open_pipeline(request, request.path_params["model"])
+        with pipeline.in_use():
+            response: Response = await self.endpoint(request, pipeline)
+            await response(request.scope, request.receive, send)
+
+
+router = APIRouter()
+pipeline_router = APIRouter(route_class=PipelineRoute)
 
 _SEGMENT_PROBLEMS = openapi.problem_responses(
     errors.UnknownModel,
@@ -92,7 +110,7 @@ _BATCH_PROBLEMS = openapi.problem_responses(
 )
 
 
-@router.post(
+@pipeline_router.post(
     "/segment/{model}",
     response_class=Response,
     responses={200: openapi.segment_success(), **_SEGMENT_PROBLEMS},
@@ -113,14 +131,15 @@ async def segment(request: Request, pipeline: OpenPipelineDep) -> Response:
     photo = Photo(upload.data if upload else None, image_id, prompt)
     draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline.predictor, fields.tolerance or 0.0)
     segmented = await unless_gone(request, pipeline.segment(photo, draw, record.stages))
-    answer = describe_answer(pipeline, photo, segmented)
-    headers = rendering.answer_headers(answer.image, answer.prompt, answer.timing_ms)
+    image = rendering.describe_image(segmented.prepared)
+    taken = rendering.describe_prompt(prompt, segmented.prediction.chosen_prompt)
+    headers = rendering.answer_headers(image, taken, segmented.timing_ms)
     is_json = output in (Output.RLE, Output.POLYGONS)
-    body = answer.model_dump_json() if is_json else segmented.drawn.body
+    body = describe_answer(pipeline, photo, segmented).model_dump_json() if is_json else segmented.drawn.body
     return Response(body, headers=headers, media_type=rendering.MEDIA_TYPES[output])
 
 
-@router.post(
+@pipeline_router.post(
     "/segment/{model}/batch",
     response_class=Response,
     responses={200: openapi.batch_success(), **_BATCH_PROBLEMS},
@@ -175,6 +194,9 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep) -> Response
     if output is BatchOutput.ZIP:
         return StreamingResponse(zip_archive(entries()), media_type="application/zip")
     return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+router.include_router(pipeline_router)
 
 
 @router.get("/models", tags=["models"], responses=openapi.problem_responses())

@@ -6,7 +6,6 @@ And CORS, which is off: a page of another origin may call the service only where
 from collections.abc import Sequence
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,11 +19,19 @@ PAGE_POLICY = (
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 """Content-Security-Policy of all that is no page: opened as a document it runs nothing."""
 
-_ALWAYS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
+Header = tuple[bytes, bytes]
+"""As ASGI has it: the name in lower case."""
+
+_ALWAYS: tuple[Header, ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+)
+_UNKEPT: Header = (b"cache-control", b"no-store")
+_OF_PAGES = (*_ALWAYS, (b"content-security-policy", PAGE_POLICY.encode()), _UNKEPT)
+_OF_DATA = (*_ALWAYS, (b"content-security-policy", DATA_POLICY.encode()), _UNKEPT)
+_OF_UNCHANGED = (*_ALWAYS, _UNKEPT)
+"""Of a 304, which has no type to judge by, and whose policy browsers would give to the page that they hold."""
 
 READABLE = (
     "ETag",
@@ -54,14 +61,10 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                is_page = headers.get("content-type", "").startswith("text/html")
-                for name, value in _ALWAYS.items():
-                    headers.setdefault(name, value)
-                # A 304 has no type to judge by, and browsers give its policy to the page that they hold.
-                if message["status"] != 304:
-                    headers.setdefault("Content-Security-Policy", PAGE_POLICY if is_page else DATA_POLICY)
-                headers.setdefault("Cache-Control", "no-store")
+                given = dict(message["headers"])
+                is_page = given.get(b"content-type", b"").startswith(b"text/html")
+                wanted = _OF_UNCHANGED if message["status"] == 304 else _OF_PAGES if is_page else _OF_DATA
+                message["headers"] = [*message["headers"], *(header for header in wanted if header[0] not in given)]
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
