@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.gauges import ServiceCollector
 from service.image_processes import ImageProcesses, ImageWork, InThread, can_have_processes
+from service.image_threads import ImageThreads
 from service.image_work import PhotoLimits
 from service.label_studio_images import LabelStudioImages
 from service.metrics import Metrics
@@ -110,7 +109,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     predictors: list[Predictor] = app.state.predictors
-    pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images")
+    pool = ImageThreads(settings.image_threads, app.state.work)
     turns = Turns(settings.streams)
 
     def build_pipeline(path: Path) -> Pipeline:
@@ -133,8 +132,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.registry.register(levels)
     tasks = [asyncio.create_task(Watchdog(service).run())]
     try:
-        if settings.image_processes:
-            await start_image_processes(app.state.work, pool, settings.image_processes)
+        await asyncio.to_thread(pool.wait_until_started)
         for pipeline in list(service.pipelines.values()):
             await asyncio.to_thread(pipeline.warm_up)
         del pipeline  # nothing may hold one that a reload retires
@@ -149,7 +147,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*(each.batcher.close(service.drain_left_s) for each in service.pipelines.values()))
         await reloader.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(pool.close)
         await asyncio.to_thread(app.state.work.close)
         metrics.registry.unregister(levels)
         await asyncio.to_thread(app.state.tracing.close)
@@ -226,17 +224,6 @@ def create_image_work(settings: Settings) -> ImageWork:
         name = variable("image_processes")
         raise SettingsError(f"{name}: got {settings.image_processes}, but this system forks no processes; set it to 0")
     return ImageProcesses(settings.deadline_s)
-
-
-async def start_image_processes(work: ImageWork, pool: ThreadPoolExecutor, count: int) -> None:
-    """Have each of the pool's `count` threads start its process."""
-    are_all_there = threading.Barrier(count)  # a thread that is done takes no second turn
-
-    def start() -> None:
-        are_all_there.wait()
-        work.start()
-
-    await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, start) for _ in range(count)))
 
 
 def share_cpus(settings: Settings, device: torch.device) -> Settings:

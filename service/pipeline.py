@@ -8,7 +8,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
@@ -25,6 +24,7 @@ from service.batcher import (
 )
 from service.errors import DeadlineExceeded, ImageGone, InternalError, NotReady, Overloaded, Problem
 from service.forward_passes import ForwardPasses, OutOfDeviceMemoryError, is_out_of_memory
+from service.image_threads import ImageThreads
 from service.metrics import CANCELLED, OK, Metrics, ModelMetrics
 from service.predictor import Prediction, Predictor, Prepared
 from service.settings import Settings
@@ -72,7 +72,7 @@ class Pipeline:
     """One model behind its queue."""
 
     def __init__(
-        self, predictor: Predictor, pool: ThreadPoolExecutor, turns: Turns, settings: Settings, metrics: Metrics
+        self, predictor: Predictor, pool: ImageThreads, turns: Turns, settings: Settings, metrics: Metrics
     ) -> None:
         """turns: shared by all models of the device."""
         self.predictor = predictor
@@ -204,7 +204,7 @@ class Pipeline:
             return function(*arguments, **keywords)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+            return await self._pool.submit(run)
         finally:
             ended_at = time.perf_counter()
             begun_at = started_at[0] if started_at else ended_at

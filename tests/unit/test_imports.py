@@ -46,6 +46,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "batcher",
     "image_work",
     "image_processes",
+    "image_threads",
     "predictor",
     "forward_passes",
     "pipeline",
