@@ -246,7 +246,7 @@ def gpu_command(
     raw: list[RawResult] = []
     rows: list[GpuRow] = []
     for checkpoint in checkpoints:
-        plan = GpuPlan(checkpoint, sent, pace.seconds, pace.warm_up_s, pace.rounds, generators=max(1, cores // 4))
+        plan = GpuPlan(checkpoint, sent, pace.seconds, pace.warm_up_s, generators=max(1, cores // 4))
         if smoke:
             plan = replace(plan, clients=(2,), servers=(1,))
             runs = raw_runs(plan, (1, 2), (1,), (1,))
@@ -256,7 +256,7 @@ def gpu_command(
         raw += [tell(each, f"{each.model} {each.task} {each.precision}") for each in run_raw(runs)]
         for row in measure_gpu(plan):
             rows.append(tell(row, f"{row.model} {row.servers} servers x {row.clients}"))
-            write_results(out, "gpu", {"raw": raw, "rows": rows, "window": pace.window})
+            write_results(out, "gpu", {"raw": raw, "rows": rows, "window": f"{pace.seconds:g} s"})
 
 
 @app.command("settings")

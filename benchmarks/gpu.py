@@ -6,11 +6,12 @@ One server or several beside each other on the same GPU, each with its share of 
 import math
 import os
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.contestants import ours
 from benchmarks.goals import Goal, at_least
 from benchmarks.load import Load, LoadResult, run_load
-from benchmarks.processes import Server, run_server
+from benchmarks.processes import Server, family, run_server
 from benchmarks.raw import DEVICE, FORWARD, PIPELINE, RawResult, RawRun, raw_grid
 from benchmarks.serve import ask_for
 from benchmarks.statistics import median
@@ -28,6 +29,8 @@ from service.app import CPUS_OF_THE_SERVER
 from service.stages import STAGES
 
 _SAMPLE_S = 0.1
+_STARTS_S = 1.0
+"""For a load generator to start."""
 _PIPELINE_BATCH = 32
 
 
@@ -39,6 +42,7 @@ class GpuRow:
     servers: int
     clients: int
     rate: float
+    """Photos a second that went through the network while the first load generator's clock ran."""
     p50_ms: float
     p99_ms: float
     """The worst of the load generators'."""
@@ -48,7 +52,7 @@ class GpuRow:
     gpu_busy: float
     """Share of the time in which the GPU computed, by its driver; NaN where that does not tell."""
     cores: float
-    """CPU seconds a second of all servers."""
+    """CPU seconds a second of all servers, their image processes among them."""
     loop: float
     """The same of an event loop's thread, in the mean of the servers."""
     stage_ms: dict[str, float]
@@ -63,7 +67,6 @@ class GpuPlan:
     photos: Path
     seconds: float
     warm_up_s: float
-    rounds: int
     clients: Sequence[int] = (1, 32, 128, 384)
     servers: Sequence[int] = (1, 2, 4)
     """Beside each other; all but the first are loaded with the most clients alone."""
@@ -138,27 +141,32 @@ def _put(servers: Sequence[Server], plan: GpuPlan, clients: int) -> GpuRow:
     def load(number: int) -> LoadResult:
         own = clients // generators + (number < clients % generators)
         port = servers[number % len(servers)].port
-        load = Load(port, plan.photos, asked, plan.seconds, plan.warm_up_s, max(1, own), plan.rounds)
-        return run_load(load, on_clock=look if number == 0 else lambda: None)
+        timed = Load(port, plan.photos, asked, plan.seconds, plan.warm_up_s, max(1, own))
+        if number == 0:
+            return run_load(timed, on_clock=look)
+        # Begun and ended outside of the first one's clock, by which the servers are read.
+        return run_load(replace(timed, warm_up_s=0.0, seconds=plan.warm_up_s + 1.5 * plan.seconds + _STARTS_S))
 
     with _gpu_watched(busy), ThreadPoolExecutor(generators) as pool:
-        results = list(pool.map(load, range(generators)))
+        others = [pool.submit(load, number) for number in range(1, generators)]
+        time.sleep(_STARTS_S if others else 0.0)
+        first = load(0)
+        results = [first, *(other.result() for other in others)]
     before, after = looks[0], looks[-1]
-    seconds = results[0].seconds
     photos = after.sums["photos"] - before.sums["photos"]
     passes = after.sums["passes"] - before.sums["passes"]
     return GpuRow(
         model=plan.checkpoint.stem,
         servers=len(servers),
         clients=clients,
-        rate=sum(result.rate for result in results),
+        rate=photos / first.seconds,
         p50_ms=median(result.good.p50_ms for result in results),
         p99_ms=max(result.good.p99_ms for result in results),
         errors=sum(result.errors for result in results),
         batch=photos / passes if passes else math.nan,
         gpu_busy=sum(busy) / len(busy) if busy else math.nan,
-        cores=(after.cpu_s - before.cpu_s) / seconds,
-        loop=(after.loop_s - before.loop_s) / seconds / len(servers),
+        cores=(after.cpu_s - before.cpu_s) / first.seconds,
+        loop=(after.loop_s - before.loop_s) / first.seconds / len(servers),
         stage_ms={
             stage: 1000 * (after.sums[stage] - before.sums[stage]) / photos if photos else math.nan for stage in STAGES
         },
@@ -180,8 +188,9 @@ class _Look:
         sums = dict.fromkeys((*STAGES, "photos", "passes"), 0.0)
         for server in servers:
             process = psutil.Process(server.process.pid)
-            times = process.cpu_times()
-            cpu_s += times.user + times.system
+            for member in family(process.pid):
+                times = member.cpu_times()
+                cpu_s += times.user + times.system
             loop_s += sum(each.user_time + each.system_time for each in process.threads() if each.id == process.pid)
             for name, value in _read_sums(server.url).items():
                 sums[name] += value
@@ -193,7 +202,7 @@ def _read_sums(url: str) -> dict[str, float]:
         families = text_string_to_metric_families(answer.read().decode())
     found: dict[str, float] = {}
     names = {"petseg_batch_size_sum": "photos", "petseg_batch_size_count": "passes"}
-    for sample in (sample for family in families for sample in family.samples):
+    for sample in (sample for each in families for sample in each.samples):
         name = sample.labels["stage"] if sample.name == "petseg_stage_seconds_sum" else names.get(sample.name)
         if name is not None:
             found[name] = found.get(name, 0.0) + sample.value

@@ -115,7 +115,8 @@ def measure(runs: Sequence[RawRun]) -> list[RawResult]:
     first = runs[0]
     uploads = make_distinct(read_photos(first.photos), max(run.batch_size for run in runs))
     precision = "auto" if first.precision == INT8 else first.precision
-    settings = Settings.model_validate({"precision": precision, "streams": first.streams, "cache_bytes": 0})
+    asked = {"precision": precision, "streams": first.streams, "cache_bytes": 0, "image_processes": 0}
+    settings = Settings.model_validate(asked)
     predictor: Predictor = create_app(settings, [load_checkpoint(first.checkpoint)]).state.predictors[0]
     return [_measure_one(run, predictor, uploads) for run in runs]
 
