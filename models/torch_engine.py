@@ -32,6 +32,8 @@ class TorchEngine(Engine):
         super().__init__(model, device)
         self.precision = precision
         self.compiles = compiles
+        if device.type == "cuda" and precision is Precision.FP32:
+            compute_convolutions_in_float32()
         self._encode: Callable[[Tensor], Features] = EncodeGraph(model)
         self._decode: Callable[[Features, PromptTensors], Tensor] = model.decode
         self._link = HostLink(device) if device.type == "cuda" else None
@@ -99,6 +101,14 @@ class TorchEngine(Engine):
         is_bf16 = self.precision is Precision.BF16
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16):
             yield
+
+
+def compute_convolutions_in_float32() -> None:
+    """Keep cuDNN from rounding their factors to 10 bits (TF32), as it does by itself; holds for the whole process."""
+    if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9, which warns of the other way
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    else:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 FOR_NOW = ", for now"
