@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.contestants import ours
 from benchmarks.goals import Goal, at_least
 from benchmarks.load import Load, LoadResult, run_load
-from benchmarks.processes import Server, family, run_server
+from benchmarks.processes import Server, cpu_seconds, run_server
 from benchmarks.raw import DEVICE, FORWARD, PIPELINE, RawResult, RawRun, raw_grid
 from benchmarks.serve import ask_for
 from benchmarks.statistics import median
@@ -188,9 +188,7 @@ class _Look:
         sums = dict.fromkeys((*STAGES, "photos", "passes"), 0.0)
         for server in servers:
             process = psutil.Process(server.process.pid)
-            for member in family(process.pid):
-                times = member.cpu_times()
-                cpu_s += times.user + times.system
+            cpu_s += sum(spent for _, spent in cpu_seconds(process.pid))
             loop_s += sum(each.user_time + each.system_time for each in process.threads() if each.id == process.pid)
             for name, value in _read_sums(server.url).items():
                 sums[name] += value

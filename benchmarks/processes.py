@@ -199,7 +199,7 @@ class Meter:
     def cpu_s(self) -> float:
         """CPU seconds of the tree since its processes began, now."""
         with self._lock:
-            self._cpu |= {member.pid: cpu for member, cpu in _cpu_seconds(self._pid)}
+            self._cpu |= {member.pid: cpu for member, cpu in cpu_seconds(self._pid)}
             return sum(self._cpu.values())
 
     def _watch(self) -> None:
@@ -216,7 +216,8 @@ class Meter:
         self.pss_mb.append((time.monotonic(), pss / 1e6))
 
 
-def _cpu_seconds(pid: int) -> list[tuple[psutil.Process, float]]:
+def cpu_seconds(pid: int) -> list[tuple[psutil.Process, float]]:
+    """Each living process of the family and the CPU seconds that it has used."""
     found = []
     for member in family(pid):
         try:
