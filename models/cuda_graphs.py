@@ -21,8 +21,10 @@ _REHEARSALS = 3
 
 
 def graph_sizes(largest: int) -> list[int]:
-    """Batch sizes worth a recording of their own, up to `largest`: a batch is padded to the next, by a third at most
-    from eight on."""
+    """Batch sizes worth a recording of their own, ascending, up to `largest`.
+
+    A batch is padded to the next of them: from eight rows on by a third at most.
+    """
     steps = [1, 2, 4, *range(8, 24, 4), *range(24, 64, 8), *range(64, 96, 16), *range(96, largest, 32)]
     return sorted({size for size in steps if size < largest} | {largest})
 

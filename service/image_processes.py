@@ -113,6 +113,8 @@ class ImageProcesses:
         with self._lock:
             processes, self._processes = self._processes, set()
         for process in processes:
+            process.hang_up()  # all at once: they end side by side
+        for process in processes:
             process.end()
 
     def _own(self) -> "_Process":
@@ -169,9 +171,13 @@ class _Process:
             raise outcome
         return outcome
 
+    def hang_up(self) -> None:
+        """Let it end by itself."""
+        self._pipe.close()
+
     def end(self) -> None:
         """Hang up, and make sure."""
-        self._pipe.close()
+        self.hang_up()
         self._process.join(_END_S)
         if self._process.is_alive():
             self._process.kill()

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from service.image_processes import ImageWork
@@ -34,6 +34,16 @@ class _Task:
             self.future.set_result(result)
         else:
             self.future.set_exception(error)
+
+    def tell(self, result: Any, error: Exception | None) -> None:
+        """`settle`, from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(self.settle, result, error)
+
+    def cancel(self) -> None:
+        """Tell whoever waits that it will not be run, from any thread."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.future.cancel)
 
 
 class ImageThreads:
@@ -63,10 +73,10 @@ class ImageThreads:
         return future
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for what has."""
-        with suppress(Exception):  # empty
-            while True:
-                self._tasks.get_nowait()
+        """Cancel what has not begun, and wait for what has; called on another thread than the event loop's."""
+        with suppress(Empty):
+            while (task := self._tasks.get_nowait()) is not None:
+                task.cancel()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -98,5 +108,4 @@ class ImageThreads:
             error = raised
         except BaseException as raised:  # which would end the event loop
             error = RuntimeError(f"the work on a photo raised {type(raised).__name__}")
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            task.loop.call_soon_threadsafe(task.settle, result, error)
+        task.tell(result, error)

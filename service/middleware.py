@@ -23,7 +23,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
 """Asked every few seconds by machines: without spans, and while all is well without log lines."""
 
-SERVER_TIMING = b"server-timing"
+_SERVER_TIMING = b"server-timing"
 
 _UNTRACED = Tracing()
 
@@ -118,10 +118,10 @@ def add_headers(message: Message, record: RequestRecord) -> None:
     headers = message["headers"] = list(message["headers"])
     headers += ((b"x-request-id", record.request_id.encode()), (b"traceresponse", record.trace.header.encode()))
     for place, (name, value) in enumerate(headers):
-        if name == SERVER_TIMING:
+        if name == _SERVER_TIMING:
             headers[place] = (name, value + b", " + total)
             return
-    headers.append((SERVER_TIMING, total))
+    headers.append((_SERVER_TIMING, total))
 
 
 def is_draining(scope: Scope) -> bool:

@@ -84,22 +84,26 @@ async def test_an_idle_thread_holds_nothing_of_its_last_photo() -> None:
     threads.close()
 
 
-async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
+async def test_closing_waits_for_what_runs_and_cancels_the_rest() -> None:
     threads = ImageThreads(1, InThread())
-    is_running, ran = threading.Event(), []
+    is_running, may_end, ran = threading.Event(), threading.Event(), []
 
     def run() -> None:
         is_running.set()
+        may_end.wait()
         ran.append("first")
 
     first = threads.submit(run)
     await asyncio.to_thread(is_running.wait)
-    rest = threads.submit(lambda: ran.append("second"))
-    await asyncio.to_thread(threads.close)
-    await first
-    assert ran[0] == "first"
+    rest = [threads.submit(lambda: ran.append("more")) for _ in range(3)]
+    closing = asyncio.ensure_future(asyncio.to_thread(threads.close))
+    await asyncio.wait(rest)
+    assert all(each.cancelled() for each in rest)
+    assert not closing.done()
+    may_end.set()
+    await asyncio.gather(closing, first)
+    assert ran == ["first"]
     assert not any(thread.is_alive() for thread in threads._threads)
-    rest.cancel()
 
 
 async def test_a_thread_that_does_not_start_is_told(caplog: pytest.LogCaptureFixture) -> None:
