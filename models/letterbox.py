@@ -23,6 +23,10 @@ from models.upsampling import resize_argmax
 
 Array = npt.NDArray[np.uint8]
 
+# Pillow warns of odd metadata in files that it reads all the same. For good rather than around each photo:
+# `catch_warnings` swaps the filters of all threads, and where two of them overlap the later one leaves its own behind.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _STRIP_PIXELS = 1 << 20
 """Pixels restored at once, so that a 12-megapixel photo needs no 12-megapixel float logits."""
 
@@ -177,23 +181,21 @@ def decode_image(
         raise UnsupportedImageError("got 0 bytes, wanted an image; send the file's content")
     name = check_file(data, max_frames)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=[name])
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageTooLargeError(
-                    f"got {width} x {height} = {width * height} pixels, wanted at most {max_pixels}; scale it down"
-                )
-            if at_least is not None and max(width, height) > 4 * at_least:
-                scale = 2 * at_least / max(width, height)
-                image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
-            image.load()
-            # Only this tag is asked for: the others may be long, and none matters here.
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            upright = _to_rgb(image)
-            if orientation in _UPRIGHT:
-                upright = upright.transpose(_UPRIGHT[orientation])
+        image = Image.open(io.BytesIO(data), formats=[name])
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageTooLargeError(
+                f"got {width} x {height} = {width * height} pixels, wanted at most {max_pixels}; scale it down"
+            )
+        if at_least is not None and max(width, height) > 4 * at_least:
+            scale = 2 * at_least / max(width, height)
+            image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
+        image.load()
+        # Only this tag is asked for: the others may be long, and none matters here.
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        upright = _to_rgb(image)
+        if orientation in _UPRIGHT:
+            upright = upright.transpose(_UPRIGHT[orientation])
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -229,9 +231,7 @@ def _read_plain_jpeg(data: bytes, longest: int, max_pixels: int, max_frames: int
     try:
         if check_file(data, max_frames) != "JPEG":
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = Image.open(io.BytesIO(data), formats=["JPEG"])
+        header = Image.open(io.BytesIO(data), formats=["JPEG"])
         is_small = max(header.size) <= longest and header.width * header.height <= min(max_pixels, _MOST_COPIED_PIXELS)
         is_upright = header.getexif().get(ExifTags.Base.Orientation, 1) not in _UPRIGHT
         # Two parsers may read a broken header differently, and the limits are those of the size that was read here.

@@ -218,8 +218,8 @@ def convert(module: nn.Module, example: Callable[[int], Sequence[Tensor]], name:
     module.requires_grad_(False)  # what learns is no constant of a graph
     inputs = tuple(example(_EXAMPLE_ROWS))
     try:
-        with torch.no_grad(), _logging_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing warns of each shape that it takes for a constant: they are
+        with torch.no_grad(), _logging_kept():
+            _ignore_tracing_warnings()
             # Unchecked, which halves its time: the graph itself is proven below.
             traced = torch.jit.trace(_Whole(module), inputs, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
             graph = load_openvino().convert_model(traced, example_input=inputs)
@@ -242,6 +242,15 @@ class _Whole(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         """What the module gives."""
         return self._run(*tensors)
+
+
+def _ignore_tracing_warnings() -> None:
+    """Tracing warns of each shape that it takes for a constant, which they are, and of its own retirement.
+
+    For good rather than for the time of a trace: `catch_warnings` would swap the filters under all other threads.
+    """
+    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+    warnings.filterwarnings("ignore", "`torch.jit.trace", FutureWarning)
 
 
 @contextmanager

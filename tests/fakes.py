@@ -3,7 +3,6 @@
 import asyncio
 import io
 import threading
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -176,9 +175,7 @@ def read(data: bytes) -> Image.Image:
 def decode_rle(size: Sequence[int], counts: str | list[int]) -> Array:
     """COCO RLE of either form, as pycocotools decodes it: [H, W] uint8."""
     rle: Any = {"size": list(size), "counts": counts}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools on numpy 2
-        decoded: Array = coco.decode(coco.frPyObjects(rle, *size) if isinstance(counts, list) else rle)
+    decoded: Array = coco.decode(coco.frPyObjects(rle, *size) if isinstance(counts, list) else rle)
     return decoded
 
 

@@ -1,4 +1,6 @@
 import io
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
+from models import letterbox
 from models.image_files import ImageTooLargeError, UnsupportedImageError
 from models.letterbox import Letterbox, _mean_colour, decode_image, decode_planes, image_tensor, planes_tensor
 
@@ -199,6 +202,29 @@ def test_planes_are_those_of_the_decoded_photo(upload: bytes) -> None:
 def test_a_plain_jpeg_needs_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.letterbox.decode_image", None)
     assert decode_planes(UPLOADS["4:2:0"], 32)[1] == (75, 101)
+
+
+def test_photos_decoded_side_by_side_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first begins, the second begins, the first ends: filters kept around each photo would not come back."""
+    second_has_begun, first_has_ended = threading.Event(), threading.Event()
+    to_rgb = letterbox._to_rgb
+
+    def in_turn(image: Image.Image) -> Image.Image:
+        if threading.current_thread().name == "second":
+            second_has_begun.set()
+            assert first_has_ended.wait(10)
+        else:
+            second.start()
+            assert second_has_begun.wait(10)
+        return to_rgb(image)
+
+    monkeypatch.setattr(letterbox, "_to_rgb", in_turn)
+    second = threading.Thread(target=decode_image, args=(UPLOADS["4:2:0"],), name="second")
+    before = list(warnings.filters)
+    decode_image(UPLOADS["4:2:0"])
+    first_has_ended.set()
+    second.join()
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("kept", [0, 3, 200, -40])

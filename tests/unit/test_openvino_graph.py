@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,22 @@ def test_answers_outlive_the_next_question(converted: Any) -> None:
     graph(*example(2 + 1))
     graph(example(2)[0] + 1, example(2)[1])
     assert torch.equal(first, copy)
+
+
+def test_others_are_warned_as_ever_while_a_network_is_traced() -> None:
+    seen = []
+
+    class Warns(Halves):
+        def forward(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+            is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            if is_tracing and bool(images.sum() > 0):  # which tracing warns of
+                with pytest.raises(UserWarning) as raised:  # as all warnings are in tests
+                    warnings.warn("of somebody else", stacklevel=1)
+                seen.append(raised)
+            return super().forward(images, shifts)
+
+    convert(Warns().eval(), example, "some net")
+    assert seen
 
 
 @pytest.mark.parametrize(
