@@ -81,6 +81,9 @@ class Engine(ABC):
         """Run squares of noise, so that no batch of up to `batch_size` waits for what is set up on first use."""
         self.example_run(batch_size)()
 
+    def release_memory(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Give back the memory that passes so far have left for later ones, which then set up their own."""
+
     def example_run(self, batch_size: int) -> Callable[[], object]:
         """What runs `batch_size` squares of noise in the way that a busy server runs them, to be timed."""
         images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)

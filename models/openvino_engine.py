@@ -76,6 +76,11 @@ class OpenVinoEngine(Engine):
         super().warm_up(batch_size)
         self.example_run(batch_size)()
 
+    def release_memory(self) -> None:
+        for graph in (self._encoder, self._decoder):
+            if graph is not None:
+                graph.release_memory()
+
     def example_run(self, batch_size: int) -> Callable[[], object]:
         """As any engine's, as if another pass were under way."""
         run = super().example_run(batch_size)

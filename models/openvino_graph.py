@@ -123,6 +123,11 @@ class Graph:
         """What it computes in: bf16 that was asked for is fp32 on a CPU without instructions for it."""
         return self._beside.precision
 
+    def release_memory(self) -> None:
+        """Give back the buffers that passes have grown; what runs meanwhile keeps its own."""
+        for compiled in {self._beside, self._alone}:
+            compiled.release_memory()
+
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Outputs for `tensors`, rows of any one number, float32 on the CPU."""
         with self._occupancy.enter() as is_alone:
@@ -158,6 +163,11 @@ class _Compiled:
             return tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
         finally:
             self._idle.append(request)
+
+    def release_memory(self) -> None:
+        self._idle.clear()
+        with suppress(RuntimeError):  # another pass is under way
+            self._compiled.release_memory()
 
 
 class GraphFolder:

@@ -23,6 +23,7 @@ from service.image_processes import ImageProcesses, ImageWork, InThread, can_hav
 from service.image_threads import ImageThreads
 from service.image_work import PhotoLimits
 from service.label_studio_images import LabelStudioImages
+from service.memory import free_memory
 from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.openapi import PetsegApp
@@ -136,6 +137,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for pipeline in list(service.pipelines.values()):
             await asyncio.to_thread(pipeline.warm_up)
         del pipeline  # nothing may hold one that a reload retires
+        await asyncio.to_thread(free_memory)
         if app.state.has_folder:
             app.state.reloader = reloader
             tasks.append(asyncio.create_task(reloader.run()))

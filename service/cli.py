@@ -20,6 +20,7 @@ from models.prompts import PromptKind
 from service import key_cli, photo_cli
 from service.app import create_app
 from service.logs import configure_logging
+from service.memory import return_large_blocks
 from service.predictor import Predictor
 from service.protocol import bounded_protocol
 from service.reference import TABLES, fill
@@ -57,6 +58,7 @@ def serve(
     try:
         settings = read_settings(host=host, port=port, checkpoints=checkpoints)
         configure_logging(settings.log_format, settings.log_level, log_requests)
+        return_large_blocks()
         with bind_port(settings) as listener:
             service_app = create_app(settings)
             for line in describe_models(service_app.state.predictors, settings):

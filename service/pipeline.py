@@ -134,6 +134,7 @@ class Pipeline:
                 is_too_much=is_out_of_memory,
                 budget_s=BATCH_SIZE_BUDGETS_S[kind],
             )
+            engine.release_memory()  # of the sizes that are not taken
         for batch_size in sorted({1, size}):
             engine.warm_up(batch_size)
         self.passes.set_max_batch_size(size)

@@ -7,16 +7,14 @@ that cannot be loaded leaves the old one serving.
 """
 
 import asyncio
-import gc
 import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from models.checkpoint import CheckpointError
+from service.memory import free_memory
 from service.metrics import Metrics
 from service.pipeline import Pipeline, Service
 from service.predictor import Predictor
@@ -191,13 +189,6 @@ def file_digest(path: Path) -> str:
     """sha256 of the file, as checkpoints are named by."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def free_memory() -> None:
-    """Hand back what a network held: modules refer to each other in circles, and the allocator keeps GPU memory."""
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
 
 
 def _what_serves(old: Pipeline | None) -> str:

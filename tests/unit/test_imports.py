@@ -52,6 +52,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "pipeline",
     "gauges",
     "watchdog",
+    "memory",
     "reload",
     "request_record",
     "tracing",

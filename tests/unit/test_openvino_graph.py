@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from models import openvino_graph
 from models.engine import EngineError, Precision
 from models.openvino_graph import Graph, GraphFolder, GraphOptions, Occupancy, convert, load_graph, store_graph
 from models.stored_graph import StoredGraph
+from service.memory import free_memory
 
 ONE = GraphOptions(Precision.FP32, streams=1, threads=1)
 
@@ -133,6 +135,40 @@ def test_what_fails_is_no_longer_counted() -> None:
         _ = 1 / 0
     with occupancy.enter() as first, occupancy.enter() as second:
         assert (first, second) == (True, False)
+
+
+def squares(rows: int) -> tuple[Tensor]:
+    return (torch.rand(rows, 3, 64, 64, generator=torch.Generator().manual_seed(rows)),)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Any:
+    """1 MB of features for each row."""
+    torch.manual_seed(0)
+    return convert(nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 1, 3)).eval(), squares, "wide")
+
+
+def test_what_large_passes_needed_is_given_back_and_the_next_is_the_same(wide: Any) -> None:
+    graph = Graph(wide, GraphOptions(Precision.FP32, streams=1, threads=1, alone_threads=2))
+    wanted = graph(*squares(2))[0].clone()
+    graph(*squares(200))
+    free_memory()
+    before = psutil.Process().memory_info().rss
+    graph.release_memory()
+    free_memory()
+    assert psutil.Process().memory_info().rss < before - 150e6
+    assert torch.equal(graph(*squares(2))[0], wanted)
+
+
+def test_memory_of_a_pass_that_is_under_way_stays(wide: Any) -> None:
+    graph = Graph(wide, ONE)
+    wanted = graph(*squares(64))[0].clone()
+    got: list[Tensor] = []
+    thread = threading.Thread(target=lambda: got.append(graph(*squares(64))[0]))
+    thread.start()
+    while thread.is_alive():
+        graph.release_memory()
+    assert torch.equal(got[0], wanted)
 
 
 def test_answers_outlive_the_next_question(converted: Any) -> None:
