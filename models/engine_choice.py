@@ -54,8 +54,14 @@ class EngineBuilder:
         if options.engine == "openvino" and not is_installed:
             raise EngineError("got openvino, which is not installed; pip install 'petseg[openvino]', or take torch")
         if options.engine != "torch" and is_cpu and is_installed:
-            precision = _precision(options.precision, openvino_graph.has_native_bf16())
-            graph_options = GraphOptions(precision, options.streams, options.threads, options.alone_threads)
+            has_bf16 = openvino_graph.has_native_bf16()
+            graph_options = GraphOptions(
+                _precision(options.precision, has_bf16),
+                options.streams,
+                options.threads,
+                options.alone_threads,
+                row_by_row=not has_bf16,  # matrix units may want the rows of a whole batch: not measured there
+            )
             self._compiler = OpenVinoCompiler(graph_options, GraphFolder(options.cache_folder))
 
     def stand_in(self, checkpoint: Checkpoint) -> Engine | None:

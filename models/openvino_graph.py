@@ -81,6 +81,9 @@ class GraphOptions:
     """Threads of each."""
     alone_threads: int = 0
     """Threads of a batch while no other runs; up to `threads` is no difference."""
+    row_by_row: bool = False
+    """Whether a batch is run as that many passes of one row: the graph is compiled for this shape alone, which is
+    quicker than for any number of rows, and one row's features stay in the caches."""
 
 
 class Occupancy:
@@ -113,10 +116,11 @@ class Graph:
     def __init__(self, model: Any, options: GraphOptions, occupancy: Occupancy | None = None) -> None:
         """occupancy: shared with the graphs that run on the same cores; where left out this graph has them alone."""
         self._occupancy = occupancy or Occupancy()
-        self._beside = _Compiled(model, options.precision, options.streams, options.threads)
+        compiled = _CompiledForOne if options.row_by_row else _Compiled
+        self._beside = compiled(model, options.precision, options.streams, options.threads)
         self._alone = self._beside
         if options.alone_threads > options.threads:
-            self._alone = _Compiled(model, options.precision, 1, options.alone_threads)
+            self._alone = compiled(model, options.precision, 1, options.alone_threads)
 
     @property
     def precision(self) -> Precision:
@@ -138,11 +142,13 @@ class _Compiled:
     """A graph compiled for so many streams, with the requests that are idle."""
 
     def __init__(self, model: Any, precision: Precision, streams: int, threads: int) -> None:
+        # With AVX-512 alone OpenVINO would imitate bf16, slower than float32.
+        is_bf16 = precision is Precision.BF16 and has_native_bf16()
         self._compiled = core().compile_model(
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32",
+                "INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32",
                 "NUM_STREAMS": streams,
                 "INFERENCE_NUM_THREADS": streams * threads,
                 "ENABLE_CPU_PINNING": False,  # others run on these cores too
@@ -153,14 +159,19 @@ class _Compiled:
         self._idle: deque[Any] = deque()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        arrays = [tensor.contiguous().numpy() for tensor in tensors]
+        """Outputs for `tensors`, as `Graph` gives them."""
+        with self._request() as request:
+            outputs = request.infer(_arrays(tensors), share_inputs=True)
+            return tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
+
+    @contextmanager
+    def _request(self) -> Iterator[Any]:
         try:
             request = self._idle.pop()  # the one used last: its buffers are still in the caches
         except IndexError:
             request = self._compiled.create_infer_request()
         try:
-            outputs = request.infer(arrays, share_inputs=True)
-            return tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
+            yield request
         finally:
             self._idle.append(request)
 
@@ -168,6 +179,31 @@ class _Compiled:
         self._idle.clear()
         with suppress(RuntimeError):  # another pass is under way
             self._compiled.release_memory()
+
+
+class _CompiledForOne(_Compiled):
+    """A graph compiled for one row, which runs batches row by row."""
+
+    def __init__(self, model: Any, precision: Precision, streams: int, threads: int) -> None:
+        model = model.clone()
+        model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+        super().__init__(model, precision, streams, threads)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with self._request() as request:
+            rows = list(self._rows(request, tensors))
+        return rows[0] if len(rows) == 1 else tuple(map(torch.cat, zip(*rows, strict=True)))
+
+    @staticmethod
+    def _rows(request: Any, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+        arrays = _arrays(tensors)
+        for row in range(len(arrays[0])):
+            outputs = request.infer([array[row : row + 1] for array in arrays], share_inputs=True)
+            yield tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
+
+
+def _arrays(tensors: tuple[Tensor, ...]) -> list[Any]:
+    return [tensor.contiguous().numpy() for tensor in tensors]
 
 
 class GraphFolder:

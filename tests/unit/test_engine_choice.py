@@ -108,10 +108,17 @@ def test_the_name_says_what_the_compiled_graph_computes_in(
     compiler = OpenVinoCompiler(GraphOptions(Precision.BF16, 1, 1), GraphFolder(None))
     monkeypatch.setattr("models.openvino_engine.convert", lambda *_: None)
     monkeypatch.setattr(openvino_graph, "core", lambda: compiles)
+    monkeypatch.setattr(openvino_graph, "has_native_bf16", lambda: True)
     names = {compiler.compile(unet).name for _ in range(2)}
     assert names == {"openvino bf16" if hint == "bf16" else "openvino fp32"}
     warning = "got precision bf16 on a CPU without instructions for it, computing in fp32; set it to auto"
     assert [record.getMessage() for record in caplog.records] == ([] if hint == "bf16" else [warning])
+
+
+def test_bf16_is_not_imitated(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_graph, "has_native_bf16", lambda: False)
+    compiler = OpenVinoCompiler(GraphOptions(Precision.BF16, 1, 1), GraphFolder(None))
+    assert compiler.compile(unet).name == "openvino fp32"
 
 
 def test_what_does_not_convert_runs_on_torch_and_it_is_said(

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from models.stored_graph import StoredGraph
 from service.memory import free_memory
 
 ONE = GraphOptions(Precision.FP32, streams=1, threads=1)
+
+
+@pytest.fixture(params=[False, True], ids=["whole batches", "row by row"])
+def options(request: pytest.FixtureRequest) -> GraphOptions:
+    """Of one stream."""
+    return replace(ONE, row_by_row=request.param)
 
 
 class Halves(nn.Module):
@@ -75,22 +82,22 @@ def converted() -> Any:
     return convert(Halves().eval(), example, "halves")
 
 
-def test_any_number_of_rows(converted: Any) -> None:
-    graph, plain = Graph(converted, ONE), Halves()
+def test_any_number_of_rows(converted: Any, options: GraphOptions) -> None:
+    graph, plain = Graph(converted, options), Halves()
     for rows in (1, 2, 5, 1):
         inputs = example(rows)
         for got, wanted in zip(graph(*inputs), plain(*inputs), strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_inputs_of_any_layout(converted: Any) -> None:
+def test_inputs_of_any_layout(converted: Any, options: GraphOptions) -> None:
     images, shifts = example(2)
     strided = images.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(Graph(converted, ONE)(strided, shifts)[0], Halves()(images, shifts)[0])
+    torch.testing.assert_close(Graph(converted, options)(strided, shifts)[0], Halves()(images, shifts)[0])
 
 
-def test_several_threads_get_their_own_answers(converted: Any) -> None:
-    graph, plain = Graph(converted, GraphOptions(Precision.FP32, streams=2, threads=1)), Halves()
+def test_several_threads_get_their_own_answers(converted: Any, options: GraphOptions) -> None:
+    graph, plain = Graph(converted, replace(options, streams=2)), Halves()
     wrong: list[int] = []
 
     def ask(number: int) -> None:
@@ -171,8 +178,8 @@ def test_memory_of_a_pass_that_is_under_way_stays(wide: Any) -> None:
     assert torch.equal(got[0], wanted)
 
 
-def test_answers_outlive_the_next_question(converted: Any) -> None:
-    graph = Graph(converted, ONE)
+def test_answers_outlive_the_next_question(converted: Any, options: GraphOptions) -> None:
+    graph = Graph(converted, options)
     first = graph(*example(2))[0]
     copy = first.clone()
     graph(*example(2 + 1))
