@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from models.engine import EngineError, Precision
+from models.stopping import stoppable
 from models.stored_graph import StoredGraph
 
 logger = logging.getLogger("petseg.engine")
@@ -159,7 +160,10 @@ class _Compiled:
         self._idle: deque[Any] = deque()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for `tensors`, as `Graph` gives them."""
+        """Outputs for `tensors`, as `Graph` gives them.
+
+        Not to be stopped: a graph for any number of rows keeps the shapes of a pass that did not end.
+        """
         with self._request() as request:
             outputs = request.infer(_arrays(tensors), share_inputs=True)
             return tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
@@ -182,7 +186,7 @@ class _Compiled:
 
 
 class _CompiledForOne(_Compiled):
-    """A graph compiled for one row, which runs batches row by row."""
+    """A graph compiled for one row, which runs batches row by row and may be stopped (`models.stopping`)."""
 
     def __init__(self, model: Any, precision: Precision, streams: int, threads: int) -> None:
         model = model.clone()
@@ -198,7 +202,9 @@ class _CompiledForOne(_Compiled):
     def _rows(request: Any, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         arrays = _arrays(tensors)
         for row in range(len(arrays[0])):
-            outputs = request.infer([array[row : row + 1] for array in arrays], share_inputs=True)
+            # Ends between layers; where one stream has one thread, OpenVINO only lets it end between rows.
+            with stoppable(request.cancel):
+                outputs = request.infer([array[row : row + 1] for array in arrays], share_inputs=True)
             yield tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
 
 

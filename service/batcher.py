@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 logger = logging.getLogger("petseg.batcher")
 
@@ -45,6 +45,27 @@ class BatcherClosedError(Exception):
     """The batcher takes no more items."""
 
 
+class Stop(Protocol):
+    """Ends one batch's run early (`models.stopping`)."""
+
+    def ask(self) -> None:
+        """Nobody waits for it any more. Called on the event loop: may not wait."""
+
+    def heeded(self) -> AbstractContextManager[None]:
+        """Around the run, on its thread."""
+
+
+class Unstoppable:
+    """A run that goes to its end whoever waits."""
+
+    def ask(self) -> None:
+        """Goes on."""
+
+    def heeded(self) -> AbstractContextManager[None]:
+        """Nothing to heed."""
+        return nullcontext()
+
+
 @dataclass(frozen=True)
 class Batched(Generic[Result]):
     """One item's result and how it came about."""
@@ -66,6 +87,21 @@ class _Entry(Generic[Item, Result]):
     queued_at: float = field(default_factory=time.monotonic)
     is_gone: bool = False
     """Set on the event loop once the caller waits no more; workers skip such entries."""
+    batch: "_Batch[Item, Result] | None" = None
+    """Set on a worker's thread once it is taken."""
+
+    def leave(self) -> None:
+        """Wait no more; whoever leaves a batch last ends it."""
+        self.is_gone = True
+        batch, self.batch = self.batch, None  # they hold each other
+        if batch is not None and all(entry.is_gone for entry in batch.entries):
+            batch.stop.ask()
+
+
+@dataclass(eq=False)
+class _Batch(Generic[Item, Result]):
+    entries: list[_Entry[Item, Result]]
+    stop: Stop
 
 
 class Batcher(Generic[Item, Result]):
@@ -73,7 +109,7 @@ class Batcher(Generic[Item, Result]):
 
     When a batch fails it is halved and run again, down to single items: the exception reaches only the callers whose
     items cause it, and a batch too large for the device's memory heals itself. Callers that are cancelled or past
-    their deadline are dropped before their item runs.
+    their deadline are dropped before their item runs, and where none of a batch's is left its run is told to stop.
     """
 
     def __init__(
@@ -86,11 +122,16 @@ class Batcher(Generic[Item, Result]):
         streams: int = 1,
         name: str = "batcher",
         take_turn: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+        new_stop: Callable[[], Stop] = Unstoppable,
     ) -> None:
-        """take_turn: entered with `name` around every batch; what is queued by then goes into it."""
+        """take_turn: entered with `name` around every batch; what is queued by then goes into it.
+
+        new_stop: called for every batch.
+        """
         self._run = run
         self._name = name
         self._take_turn = take_turn
+        self._new_stop = new_stop
         self.max_batch_size = max_batch_size
         self.queue_size = queue_size
         self.max_wait_s = max_wait_s
@@ -131,7 +172,7 @@ class Batcher(Generic[Item, Result]):
         try:
             return await entry.future
         finally:
-            entry.is_gone = True
+            entry.leave()
             for clock in clocks:
                 clock.cancel()
             with self._changed:
@@ -180,17 +221,18 @@ class Batcher(Generic[Item, Result]):
     def _work(self) -> None:
         """Run batches until closed; what breaks on the way fails its own batch, and the thread goes on."""
         while True:
-            entries: list[_Entry[Item, Result]] = []
+            batch: _Batch[Item, Result] | None = None
             try:
                 if not self._wait_for_items():
                     return
                 with self._take_turn(self._name):
-                    entries = self._next_batch()
-                    if entries:
-                        self._run_batch(entries)
+                    batch = self._next_batch()
+                    if batch.entries:
+                        with batch.stop.heeded():
+                            self._run_entries(batch.entries)
             except BaseException as error:
                 logger.exception("a thread of %s broke down and goes on with the next batch", self._name)
-                for entry in entries:
+                for entry in batch.entries if batch is not None else []:
                     self._deliver(entry, RuntimeError(f"the batch's thread raised {type(error).__name__}"))
 
     def _wait_for_items(self) -> bool:
@@ -202,12 +244,16 @@ class Batcher(Generic[Item, Result]):
                 self._wait_for_more()
             return bool(self._queue) or not self._is_closed
 
-    def _next_batch(self) -> list[_Entry[Item, Result]]:
+    def _next_batch(self) -> _Batch[Item, Result]:
         """Take what is queued, oldest first, without those whose callers have left; empty where another was quicker."""
         with self._changed:
             taken = [self._queue.popitem(last=False)[1] for _ in range(min(len(self._queue), self.max_batch_size))]
+        batch = _Batch(taken, self._new_stop())
+        for entry in taken:  # first: who leaves from here on either is seen to have left, or sees the batch
+            entry.batch = batch
         now = time.monotonic()
-        return [entry for entry in taken if not entry.is_gone and entry.deadline > now]
+        batch.entries = [entry for entry in taken if not entry.is_gone and entry.deadline > now]
+        return batch
 
     def _wait_for_more(self) -> None:
         ends_at = time.monotonic() + self.max_wait_s
@@ -216,7 +262,7 @@ class Batcher(Generic[Item, Result]):
             if left <= 0 or not self._changed.wait(left):
                 return
 
-    def _run_batch(self, entries: list[_Entry[Item, Result]]) -> None:
+    def _run_entries(self, entries: list[_Entry[Item, Result]]) -> None:
         started_at = time.monotonic()
         outcome = self._try_run([entry.item for entry in entries])
         run_s = time.monotonic() - started_at
@@ -227,7 +273,7 @@ class Batcher(Generic[Item, Result]):
             middle = len(entries) // 2
             for half in (entries[:middle], entries[middle:]):
                 if waiting := [entry for entry in half if not entry.is_gone]:
-                    self._run_batch(waiting)
+                    self._run_entries(waiting)
             return
         self._seconds_per_item += 0.2 * (run_s / len(entries) - self._seconds_per_item)
         for entry, result in zip(entries, outcome, strict=True):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from models.stopping import StoppedError
 from service.metrics import ModelMetrics
 from service.predictor import Prediction, Prepared
 
@@ -57,11 +58,16 @@ class ForwardPasses:
             self._set_limit(size)
 
     def __call__(self, batch: list[Prepared]) -> Sequence[Prediction]:
-        """Predictions for `batch`. Raises OutOfDeviceMemoryError, and whatever else `predict` raises."""
+        """Predictions for `batch`. Raises OutOfDeviceMemoryError, and whatever else `predict` raises.
+
+        One that was stopped because nobody waits for it is no failure.
+        """
         thread = threading.get_ident()
         self._started_at[thread] = time.monotonic()
         try:
             predictions = self._predict(batch)
+        except StoppedError:
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 self._note_failure(error)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
 
 from models.prompts import Prompt
+from models.stopping import Stop
 from service.batch_size import find_batch_size
 from service.batcher import (
     Batched,
@@ -87,6 +88,7 @@ class Pipeline:
             streams=settings.streams,
             name=self.name,
             take_turn=turns.take,
+            new_stop=Stop,
         )
         self._pool = pool
         self.settings = settings

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from models.engine import Engine
 from models.image_files import ImageTooLargeError, UnsupportedImageError
 from models.letterbox import Letterbox, planes_tensor
 from models.prompts import PointPrompt, Prompt, PromptTensors
+from models.stopping import check_stop, unstoppable
 from service.embedding_cache import EmbeddingCache
 from service.errors import (
     ImageGone,
@@ -134,11 +136,15 @@ class Predictor:
         self._prompt_tensors(prompt, Letterbox((self.image_size, self.image_size), self.image_size))
 
     def predict(self, batch: list[Prepared]) -> list[Prediction]:
-        """Logits of each prepared request, in order: one `encode` for the distinct new photos, one `decode` for all."""
+        """Logits of each prepared request, in order: one `encode` for the distinct new photos, one `decode` for all.
+
+        Raises StoppedError where nobody waits for them any more.
+        """
         with torch.inference_mode():
             started_at = time.perf_counter()
             features, has_encoded = self._features(batch)
             encoded_at = time.perf_counter()
+            check_stop()
             prompt: PromptTensors = default_collate([prepared.prompt for prepared in batch])
             logits = self.engine.decode(features, prompt)
             chosen = self.model.chosen_prompts(features, prompt)
@@ -207,7 +213,10 @@ class Predictor:
     def _encode_new(self, new: dict[str, Prepared]) -> Features:
         """Features of photos that nobody has encoded, in order; the cache is told of each, also where it fails."""
         try:
-            features = self.engine.encode(collate_images(new.values(), self.engine.device.type == "cuda"))
+            images = collate_images(new.values(), self.engine.device.type == "cuda")
+            # Who gave up on a photo is likely to ask about it again: features that can be kept are worth their end.
+            with unstoppable() if self.keeps_images else nullcontext():
+                features = self.engine.encode(images)
             self._keep(new, features)
         except BaseException:
             for digest in new:

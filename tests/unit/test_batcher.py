@@ -1,8 +1,10 @@
 """Each caller gets its own answer, whatever arrives, leaves or fails beside it."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.stopping import Stop, StoppedError, check_stop, stoppable
 from service.batcher import Batcher, BatcherClosedError, DeadlineExceededError, QueueFullError, QueueTimeoutError
 from service.turns import Turns
 
@@ -171,6 +174,88 @@ async def test_callers_that_left_are_never_run() -> None:
     await first
     await batcher.close()
     assert gate.batches == [[0], [2]]
+
+
+class Stoppable:
+    """A `run` that goes on until it is stopped, or told to end."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Semaphore(0)
+        self.may_end = threading.Event()
+        self.stopped: list[list[int]] = []
+
+    def __call__(self, items: list[int]) -> list[int]:
+        try:
+            with stoppable(self.may_end.set):
+                self.has_begun.release()
+                assert self.may_end.wait(timeout=20)
+                check_stop()
+        except StoppedError:
+            self.stopped.append(items)
+            raise
+        return items
+
+
+async def test_a_batch_is_stopped_once_its_last_caller_has_left() -> None:
+    run = Stoppable()
+    batcher: Batcher[int, int] = Batcher(run, max_batch_size=2, queue_size=9, max_wait_s=5, new_stop=Stop)
+    first, last = (asyncio.ensure_future(batcher.submit(item)) for item in (1, 2))
+    assert await asyncio.to_thread(run.has_begun.acquire, timeout=10)
+    first.cancel()
+    await asyncio.wait([first])
+    assert not run.may_end.wait(0.05)
+    last.cancel()
+    await asyncio.wait([last])
+    assert await asyncio.to_thread(run.may_end.wait, 10)
+    served = [asyncio.ensure_future(batcher.submit(item)) for item in (3, 4)]
+    assert [answer.result for answer in await asyncio.gather(*served)] == [3, 4]
+    await batcher.close()
+    assert run.stopped == [[1, 2]]
+
+
+async def test_a_batch_is_stopped_once_its_last_deadline_has_passed() -> None:
+    run = Stoppable()
+    batcher: Batcher[int, int] = Batcher(run, max_batch_size=1, queue_size=9, new_stop=Stop)
+    with pytest.raises(DeadlineExceededError):
+        await batcher.submit(1, time.monotonic() + 0.05)
+    assert await asyncio.to_thread(run.may_end.wait, 10)
+    assert (await batcher.submit(2)).result == 2
+    await batcher.close()
+    assert run.stopped == [[1]]
+
+
+async def test_what_was_answered_stops_nothing() -> None:
+    """Callers leave once they have their answer, too, while half of a batch that failed may still run."""
+    run = Stoppable()
+    run.may_end.set()
+
+    def run_halves(items: list[int]) -> list[int]:
+        if len(items) > 1:
+            raise RuntimeError("too many")
+        return run(items)
+
+    batcher: Batcher[int, int] = Batcher(run_halves, max_batch_size=4, queue_size=9, max_wait_s=5, new_stop=Stop)
+    answers = await asyncio.gather(*(batcher.submit(item) for item in range(4)))
+    await batcher.close()
+    assert [answer.result for answer in answers] == [0, 1, 2, 3]
+    assert not run.stopped
+
+
+async def test_nothing_holds_an_item_once_it_is_answered() -> None:
+    class Item: ...
+
+    batcher: Batcher[Item, int] = Batcher(lambda items: [1] * len(items), max_batch_size=2, queue_size=9, max_wait_s=5)
+    items = [Item(), Item()]
+    seen = [weakref.ref(item) for item in items]
+    gc.disable()
+    try:
+        waiting = [asyncio.ensure_future(batcher.submit(items.pop())) for _ in range(2)]
+        await asyncio.gather(*waiting)
+        waiting.clear()
+        await batcher.close()
+        assert [item() for item in seen] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_a_deadline_ends_the_wait_in_the_queue_and_in_the_run() -> None:

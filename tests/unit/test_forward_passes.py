@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.stopping import StoppedError
 from service import forward_passes
 from service.batcher import Batcher
 from service.forward_passes import ForwardPasses, OutOfDeviceMemoryError
@@ -98,6 +99,17 @@ def test_one_photo_without_memory_lowers_nothing_below_one() -> None:
     with pytest.raises(OutOfDeviceMemoryError):
         passes([1])
     assert limits == [1]
+
+
+def test_a_pass_that_nobody_waits_for_is_no_failure() -> None:
+    def stopped(batch: list[Any]) -> list[Any]:
+        raise StoppedError
+
+    passes, metrics, _ = watched(stopped)
+    with pytest.raises(StoppedError):
+        passes([1])
+    assert failures(metrics, "error") == 0
+    assert passes.running_s == 0
 
 
 def accelerator_error(code: int) -> Exception:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import threading
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from models import openvino_graph
 from models.engine import EngineError, Precision
 from models.openvino_graph import Graph, GraphFolder, GraphOptions, Occupancy, convert, load_graph, store_graph
+from models.stopping import Stop, StoppedError
 from models.stored_graph import StoredGraph
 from service.memory import free_memory
 
@@ -176,6 +178,55 @@ def test_memory_of_a_pass_that_is_under_way_stays(wide: Any) -> None:
     while thread.is_alive():
         graph.release_memory()
     assert torch.equal(got[0], wanted)
+
+
+@pytest.fixture(scope="module")
+def slow() -> Any:
+    """Half a second or so for each row."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(60)]
+    return convert(nn.Sequential(*layers).eval(), large, "slow")
+
+
+def large(rows: int) -> tuple[Tensor]:
+    return (torch.rand(rows, 32, 192, 192, generator=torch.Generator().manual_seed(rows)),)
+
+
+@pytest.mark.parametrize(("streams", "rows"), [(2, 1), (1, 4)], ids=["within a row", "between rows"])
+def test_a_pass_is_stopped_and_the_next_ones_are_whole(slow: Any, streams: int, rows: int) -> None:
+    graph = Graph(slow, GraphOptions(Precision.FP32, streams, threads=1, row_by_row=True))
+    inputs = large(rows)
+    started_at = time.perf_counter()
+    wanted = graph(*inputs)[0]
+    whole_s = time.perf_counter() - started_at
+    stop, ended_at = Stop(), []
+
+    def run() -> None:
+        with stop.heeded(), pytest.raises(StoppedError):
+            graph(*inputs)
+        ended_at.append(time.perf_counter())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    time.sleep(whole_s / 8)
+    asked_at = time.perf_counter()
+    stop.ask()
+    thread.join()
+    assert ended_at[0] - asked_at < whole_s / 2
+    for given, whole in ((inputs, wanted), ((inputs[0][:1],), wanted[:1])):
+        assert torch.equal(graph(*given)[0], whole)
+
+
+def test_a_pass_of_any_number_of_rows_goes_on(slow: Any) -> None:
+    """Once it was cancelled, such a graph would answer later ones in this one's shapes."""
+    graph = Graph(slow, GraphOptions(Precision.FP32, streams=2, threads=1))
+    wanted = graph(*large(1))[0]
+    stop = Stop()
+    with stop.heeded():
+        clock = threading.Timer(0.02, stop.ask)
+        clock.start()
+        assert torch.equal(graph(*large(1))[0], wanted)
+        clock.join()
 
 
 def test_answers_outlive_the_next_question(converted: Any, options: GraphOptions) -> None:

@@ -13,6 +13,7 @@ from models.checkpoint import Checkpoint
 from models.engine import Precision
 from models.letterbox import Letterbox
 from models.prompts import PointPrompt, Prompt, TextPrompt
+from models.stopping import Stop, StoppedError, stoppable
 from models.torch_engine import TorchEngine
 from service.embedding_cache import EmbeddingCache
 from service.errors import (
@@ -25,7 +26,7 @@ from service.errors import (
 )
 from service.image_work import PhotoLimits
 from service.predictor import Predictor, choose_device
-from tests.fakes import ClickModel, FakeModel, TextModel, encode, fake_checkpoint, picture
+from tests.fakes import ClickModel, ColourModel, FakeModel, TextModel, encode, fake_checkpoint, picture
 
 CPU = torch.device("cpu")
 BUDGET = 10 << 20
@@ -178,6 +179,33 @@ def test_a_photo_whose_first_batch_fails_is_encoded_by_the_next(clicker: Predict
         clicker.cache.release(key)
         assert len(waiting.result(10)) == 1
     assert calls(clicker).encoded_rows == [1]
+
+
+def stopped_in_encode(predictor: Predictor, prompt: Prompt) -> bool:
+    """Ask for a stop while the photo is encoded; whether `encode` was told."""
+    stop, told = Stop(), []
+    encode_images = calls(predictor).encode
+
+    def deserted(images: torch.Tensor) -> Features:
+        with stoppable(lambda: told.append(1)):
+            stop.ask()
+            return encode_images(images)
+
+    calls(predictor).encode = deserted  # type: ignore[method-assign]
+    with stop.heeded(), pytest.raises(StoppedError):
+        predictor.predict([predictor.prepare(encode(picture()), None, prompt)])
+    calls(predictor).encode = encode_images  # type: ignore[method-assign]
+    return bool(told)
+
+
+def test_a_pass_that_nobody_waits_for_is_stopped() -> None:
+    assert stopped_in_encode(make(fake_checkpoint(ColourModel, "colour"), 0), None)
+
+
+def test_features_that_can_be_kept_are_finished_whoever_waits(clicker: Predictor) -> None:
+    assert not stopped_in_encode(clicker, click(5, 5))
+    assert calls(clicker).decoded_rows == []
+    assert clicker.prepare(encode(picture()), None, click(9, 9)).kept is not None
 
 
 def test_an_entry_taken_up_survives_its_eviction(clicker: Predictor) -> None:
