@@ -37,6 +37,9 @@ class Engine(ABC):
     is_stand_in = False
     """Whether another engine will take its place as soon as that one is ready."""
 
+    best_batch_size = 0
+    """Photos of a batch that are known to be best; 0 where that is for measuring."""
+
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
         self.model = model
         self.device = device

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,6 +117,7 @@ class Graph:
     def __init__(self, model: Any, options: GraphOptions, occupancy: Occupancy | None = None) -> None:
         """occupancy: shared with the graphs that run on the same cores; where left out this graph has them alone."""
         self._occupancy = occupancy or Occupancy()
+        self.is_row_by_row = options.row_by_row
         compiled = _CompiledForOne if options.row_by_row else _Compiled
         self._beside = compiled(model, options.precision, options.streams, options.threads)
         self._alone = self._beside
@@ -192,20 +193,36 @@ class _CompiledForOne(_Compiled):
         model = model.clone()
         model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
         super().__init__(model, precision, streams, threads)
+        self._outputs = len(self._compiled.outputs)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with self._request() as request:
-            rows = list(self._rows(request, tensors))
-        return rows[0] if len(rows) == 1 else tuple(map(torch.cat, zip(*rows, strict=True)))
-
-    @staticmethod
-    def _rows(request: Any, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         arrays = _arrays(tensors)
-        for row in range(len(arrays[0])):
-            # Ends between layers; where one stream has one thread, OpenVINO only lets it end between rows.
-            with stoppable(request.cancel):
-                outputs = request.infer([array[row : row + 1] for array in arrays], share_inputs=True)
-            yield tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
+        rows = [[array[row : row + 1] for array in arrays] for row in range(len(arrays[0]))]
+        with ExitStack() as held:
+            requests = [held.enter_context(self._request()) for _ in rows]
+            with stoppable(lambda: _cancel(requests)):
+                _run_side_by_side(requests, rows)
+            outputs = [[request.get_output_tensor(place) for request in requests] for place in range(self._outputs)]
+            return tuple(torch.cat([torch.from_numpy(tensor.data) for tensor in tensors]) for tensors in outputs)
+
+
+def _run_side_by_side(requests: Sequence[Any], inputs: Sequence[Any]) -> None:
+    """All at once, for between two passes this thread would wait for the interpreter. Raises what the first raises."""
+    for request, arrays in zip(requests, inputs, strict=True):
+        request.start_async(arrays, share_inputs=True)
+    errors = []
+    for request in requests:  # each: none may be used again before it has ended
+        try:
+            request.wait()
+        except RuntimeError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _cancel(requests: Sequence[Any]) -> None:
+    for request in requests:
+        request.cancel()
 
 
 def _arrays(tensors: tuple[Tensor, ...]) -> list[Any]:

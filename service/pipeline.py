@@ -127,8 +127,9 @@ class Pipeline:
         Takes a second or so, on any thread, before the first request. For a stand-in nothing is measured.
         """
         engine = self.predictor.engine
-        size = self.settings.max_batch_size or 1
-        if not self.settings.max_batch_size and not engine.is_stand_in:
+        known = self.settings.max_batch_size or engine.best_batch_size
+        size = known or 1
+        if not known and not engine.is_stand_in:
             kind = engine.device.type
             size = find_batch_size(
                 engine.example_run,

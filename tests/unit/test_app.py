@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint, CheckpointError
+from models.torch_engine import TorchEngine
 from service.app import create_app, load_folder, share_cpus
 from service.settings import Settings, SettingsError
 from tests.fakes import ClickModel, ColourModel, TextModel, fake_checkpoint
@@ -104,6 +105,17 @@ async def test_nothing_is_measured_for_a_stand_in(
     app = create_app(Settings(checkpoints=checkpoint_folder, engine="auto", engine_cache=tmp_path))
     async with app.router.lifespan_context(app):
         assert app.state.service.is_ready
+
+
+@pytest.mark.anyio
+async def test_a_batch_size_that_an_engine_knows_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, unet: Checkpoint
+) -> None:
+    monkeypatch.setattr("service.pipeline.find_batch_size", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(TorchEngine, "best_batch_size", 3)
+    app = create_app(Settings(device="cpu", engine="torch"), [unet])
+    async with app.router.lifespan_context(app):
+        assert app.state.service.pipelines["unet"].batcher.max_batch_size == 3
 
 
 @pytest.mark.anyio

@@ -121,6 +121,15 @@ def test_bf16_is_not_imitated(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch)
     assert compiler.compile(unet).name == "openvino fp32"
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_batches_run_row_by_row_where_no_matrix_unit_wants_them_whole(
+    unet: Checkpoint, monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    monkeypatch.setattr(openvino_graph, "has_native_bf16", lambda: has_bf16)
+    engine = EngineBuilder(CPU, EngineOptions("openvino", "fp32")).build(unet)
+    assert engine.best_batch_size == (0 if has_bf16 else 2)
+
+
 def test_what_does_not_convert_runs_on_torch_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
