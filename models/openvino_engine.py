@@ -26,9 +26,9 @@ from models.prompts import PromptTensors
 logger = logging.getLogger("petseg.engine")
 
 
-BEST_ROWS = 2
-"""Of a batch whose rows run one by one: it only spares threads their handing over. With 2, 4 and 8 a busy server was as
-fast (three rounds), with 8 the slowest answers took half as long again."""
+ROW_BY_ROW_BATCH_SIZE = 2
+"""Where each row is a pass of its own a batch only spares threads their handing over. With 2, 4 and 8 a busy server was
+as fast (three rounds), with 8 the slowest answers took half as long again."""
 
 
 class OpenVinoEngine(Engine):
@@ -49,7 +49,7 @@ class OpenVinoEngine(Engine):
         """
         super().__init__(model, torch.device("cpu"))
         if encoder.is_row_by_row:
-            self.best_batch_size = BEST_ROWS
+            self.best_batch_size = ROW_BY_ROW_BATCH_SIZE
         self._occupancy = occupancy
         self._encoder = encoder
         self._decoder = decoder

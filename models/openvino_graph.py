@@ -193,7 +193,7 @@ class _CompiledForOne(_Compiled):
         model = model.clone()
         model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
         super().__init__(model, precision, streams, threads)
-        self._outputs = len(self._compiled.outputs)
+        self._output_count = len(self._compiled.outputs)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         arrays = _arrays(tensors)
@@ -202,12 +202,14 @@ class _CompiledForOne(_Compiled):
             requests = [held.enter_context(self._request()) for _ in rows]
             with stoppable(lambda: _cancel(requests)):
                 _run_side_by_side(requests, rows)
-            outputs = [[request.get_output_tensor(place) for request in requests] for place in range(self._outputs)]
-            return tuple(torch.cat([torch.from_numpy(tensor.data) for tensor in tensors]) for tensors in outputs)
+            return tuple(
+                torch.cat([torch.from_numpy(request.get_output_tensor(place).data) for request in requests])
+                for place in range(self._output_count)
+            )
 
 
 def _run_side_by_side(requests: Sequence[Any], inputs: Sequence[Any]) -> None:
-    """All at once, for between two passes this thread would wait for the interpreter. Raises what the first raises."""
+    """All at once, for between two passes this thread would wait for the interpreter. Raises the first error."""
     for request, arrays in zip(requests, inputs, strict=True):
         request.start_async(arrays, share_inputs=True)
     errors = []

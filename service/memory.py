@@ -11,7 +11,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
 
 _OWN_MAPPING_BYTES = 1 << 20
-"""Blocks from this size on go back as soon as they are freed: a photo's tensors are below it, a batch's features above.
+"""Blocks from this size on go back as soon as they are freed. Squares and logits of one photo are below it, at the
+sizes of the models that ship; features of a batch are above.
 
 Lower, and each photo costs hundreds of page faults: at 128 KB a fifth of the throughput."""
 
