@@ -22,7 +22,7 @@ from benchmarks.study import INT8, int8_path
 from models.checkpoint import load_checkpoint
 from models.prompts import PointPrompt, Prompt, PromptKind, PromptTensors, TextPrompt
 from service.app import create_app
-from service.predictor import Predictor, Prepared, collate_images
+from service.predictor import Predictor, Row, collate_images
 from service.rendering import drawer
 from service.schemas import Output, Rle
 from service.settings import Settings
@@ -136,14 +136,14 @@ def _measure_one(run: RawRun, predictor: Predictor, uploads: list[bytes]) -> Raw
     prompt = some_prompt(predictor.model.prompt_kind)
     draw = drawer(Output.PNG, Rle.COMPRESSED, predictor)
 
-    def prepare(start: int) -> list[Prepared]:
+    def prepare(start: int) -> list[Row]:
         chosen = [uploads[(start + offset) % len(uploads)] for offset in range(run.batch_size)]
         return [predictor.prepare(upload, None, prompt) for upload in chosen]
 
     ready, engine = prepare(0), predictor.engine
     engine.example_run(run.batch_size)()
     squares = collate_images(ready, is_pinned=False).to(engine.device)
-    prompts: PromptTensors = default_collate([prepared.prompt for prepared in ready])
+    prompts: PromptTensors = default_collate([row.prompt for row in ready])
 
     def forward(start: int) -> None:
         predictor.predict(ready)
@@ -153,8 +153,8 @@ def _measure_one(run: RawRun, predictor: Predictor, uploads: list[bytes]) -> Raw
 
     def pipeline(start: int) -> None:
         batch = prepare(start)
-        for prepared, prediction in zip(batch, predictor.predict(batch), strict=True):
-            draw(prepared, prediction)
+        for row, prediction in zip(batch, predictor.predict(batch), strict=True):
+            draw(row, prediction)
 
     work = {FORWARD: forward, PIPELINE: pipeline, DEVICE: device}[run.task]
     work(0)

@@ -108,11 +108,7 @@ class SegmentationModel(nn.Module, ABC):
 
         Raises PromptMismatchError for a kind that this model does not take, or a missing required one.
         """
-        got, wanted = prompt_kind(prompt), self.prompt_kind
-        if prompt is not None and got is not wanted:
-            raise PromptMismatchError(f"got a {got} prompt, this model takes {describe_kind(wanted)}")
-        if prompt is None and self.prompt_required:
-            raise PromptMismatchError(f"got no prompt, this model needs {describe_kind(wanted)}")
+        check_prompt(prompt, self.prompt_kind, self.prompt_required)
         if isinstance(prompt, PointPrompt):
             return point_tensors(letterbox.apply_points(prompt.points), prompt.labels)
         return {}
@@ -136,6 +132,15 @@ class SegmentationModel(nn.Module, ABC):
         for name in self.frozen:
             getattr(self, name).eval()
         return self
+
+
+def check_prompt(prompt: Prompt, wanted: PromptKind, is_required: bool) -> None:
+    """Raise PromptMismatchError for a prompt of another kind than `wanted`, or where a required one is missing."""
+    got = prompt_kind(prompt)
+    if prompt is not None and got is not wanted:
+        raise PromptMismatchError(f"got a {got} prompt, this model takes {describe_kind(wanted)}")
+    if prompt is None and is_required:
+        raise PromptMismatchError(f"got no prompt, this model needs {describe_kind(wanted)}")
 
 
 def describe_kind(kind: PromptKind) -> str:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -36,13 +37,45 @@ PUBLIC_FOLDERS = ("/docs/", "/problems/", "/web/")
 """What is answered without a key; all else needs one where keys are set."""
 
 
+class Limiter(Protocol):
+    """Grants requests by quota, here or in another process."""
+
+    async def take(self, client: str, quota: Quota) -> bool:
+        """Take one request from the bucket of `client`; False where it holds none."""
+
+    async def look(self, client: str, quota: Quota) -> Allowance:
+        """Where `client` stands, nothing taken."""
+
+    def charge(self, client: str, quota: Quota, requests: int) -> None:
+        """Take `requests` whatever the bucket holds."""
+
+
+class OwnLimiter:
+    """Buckets of this process."""
+
+    def __init__(self) -> None:
+        self.buckets = RateLimiter()
+
+    async def take(self, client: str, quota: Quota) -> bool:
+        """Take one request from the bucket of `client`; False where it holds none."""
+        return self.buckets.take(client, quota)
+
+    async def look(self, client: str, quota: Quota) -> Allowance:
+        """Where `client` stands, nothing taken."""
+        return self.buckets.look(client, quota)
+
+    def charge(self, client: str, quota: Quota, requests: int) -> None:
+        """Take `requests` whatever the bucket holds."""
+        self.buckets.charge(client, quota, requests)
+
+
 @dataclass
 class Visit:
     """One admitted request."""
 
     client: str
     quota: Quota | None
-    limiter: RateLimiter
+    limiter: Limiter
     held_bytes: int = field(default=0, init=False)
     """Of its body, in memory until it leaves."""
 
@@ -55,11 +88,11 @@ class Visit:
 class Admission:
     """Lets a request through to `app`, or answers with the Problem that keeps it out."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing | None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing | None, limiter: Limiter | None = None) -> None:
         self.app = app
         self.settings = settings
         self.keys = keys
-        self.limiter = RateLimiter()
+        self.limiter: Limiter = limiter or OwnLimiter()
         self.in_flight: Counter[str] = Counter()
         self.held_bytes = 0
 
@@ -69,7 +102,7 @@ class Admission:
             await self.app(scope, receive, send)
             return
         try:
-            visit = self._admit(scope)
+            visit = await self._admit(scope)
         except Problem as problem:
             await problem_response(Request(scope), problem)(scope, receive, send)
             return
@@ -81,11 +114,9 @@ class Admission:
             await self.app(scope, self._bounded(receive, visit), _with_rate_headers(send, visit))
         finally:
             self.held_bytes -= visit.held_bytes
-            self.in_flight[visit.client] -= 1
-            if not self.in_flight[visit.client]:
-                del self.in_flight[visit.client]
+            self._leave(visit.client)
 
-    def _admit(self, scope: Scope) -> Visit:
+    async def _admit(self, scope: Scope) -> Visit:
         """Count a request in. Raises the Problem that keeps it out."""
         client, per_minute = self._identify(scope)
         quota = Quota(per_minute) if per_minute else None
@@ -100,15 +131,27 @@ class Admission:
                 "in flight; wait for an answer before sending the next",
                 headers={"Retry-After": "1"},
             )
-        if quota is not None and not self.limiter.take(client, quota):
-            allowance = self.limiter.look(client, quota)
+        self.in_flight[client] += 1
+        try:
+            await self._charge(client, quota)
+        except BaseException:
+            self._leave(client)
+            raise
+        return Visit(client, quota, self.limiter)
+
+    async def _charge(self, client: str, quota: Quota | None) -> None:
+        if quota is not None and not await self.limiter.take(client, quota):
+            allowance = await self.limiter.look(client, quota)
             raise QuotaExceeded(
                 f"got more than {quota.requests} requests in {quota.window_s:g} s; "
                 f"try again in {allowance.retry_after_s} s",
                 headers={"Retry-After": str(allowance.retry_after_s), **rate_headers(quota, allowance)},
             )
-        self.in_flight[client] += 1
-        return Visit(client, quota, self.limiter)
+
+    def _leave(self, client: str) -> None:
+        self.in_flight[client] -= 1
+        if not self.in_flight[client]:
+            del self.in_flight[client]
 
     def _identify(self, scope: Scope) -> tuple[str, int]:
         """(the caller's name for counting, its requests per minute). Raises Unauthorized."""
@@ -220,7 +263,7 @@ def _with_rate_headers(send: Send, visit: Visit) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in rate_headers(quota, visit.limiter.look(visit.client, quota)).items():
+            for name, value in rate_headers(quota, await visit.limiter.look(visit.client, quota)).items():
                 headers[name] = value
         await send(message)
 

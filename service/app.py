@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from fastapi import FastAPI
@@ -14,20 +15,22 @@ from models.engine import EngineError
 from models.engine_choice import EngineBuilder, EngineOptions, available_cpus
 from models.prompts import PromptKind
 from service import documentation, label_studio_routes, operation, page
-from service.admission import Admission
+from service.admission import Admission, Limiter
 from service.api_keys import KeyFileError, KeyRing
+from service.device_pipeline import DevicePipeline
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.gauges import ServiceCollector
+from service.hub import Hub, can_have_fronts
 from service.image_processes import ImageProcesses, ImageWork, InThread, can_have_processes
 from service.image_threads import ImageThreads
 from service.image_work import PhotoLimits
 from service.label_studio_images import LabelStudioImages
 from service.memory import free_memory
-from service.metrics import Metrics
+from service.metrics import Metrics, RequestMetrics
 from service.middleware import RequestContext
 from service.openapi import PetsegApp
-from service.pipeline import Pipeline, Service
+from service.pipeline import Service
 from service.predictor import KeptImage, Predictor, choose_device
 from service.reload import Reloader
 from service.routes import router
@@ -58,20 +61,26 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
 
     Raises SettingsError or CheckpointError, each with one line for the operator.
     """
-    try:
-        device = choose_device(settings.device)
-    except ValueError as error:
-        raise SettingsError(f"{variable('device')}: {error}") from error
+    device = choose_device_of(settings)
     alone_threads = 0 if settings.stream_threads else min(MOST_ALONE_THREADS, available_cpus())
     settings = share_cpus(settings, device)
     # Beside a GPU torch's work on the CPU is the image threads', each of which would bring a thread for each CPU.
     torch.set_num_threads(settings.stream_threads if device.type == "cpu" else 1)
-    try:
-        keys = KeyRing(settings.keys) if settings.keys is not None else None
-    except KeyFileError as error:
-        raise SettingsError(f"{variable('keys')}: {error}") from error
     loaded = load_folder(settings.checkpoints) if checkpoints is None else checkpoints
 
+    app = create_bare_app(settings, lifespan)
+    app.state.engines = create_engine_builder(device, settings, alone_threads)
+    app.state.cache = EmbeddingCache(settings.cache_bytes)
+    app.state.hub = None
+    has_folder = app.state.has_folder = checkpoints is None
+    app.state.predictors = build_predictors(loaded, app, with_stand_ins=has_folder)
+    app.state.metrics = Metrics()
+    assemble(app, settings, app.state.metrics)
+    return app
+
+
+def create_bare_app(settings: Settings, lifespan: Callable[[Any], AbstractAsyncContextManager[None]]) -> PetsegApp:
+    """The app before its routes, with what every process that answers callers keeps. Raises SettingsError."""
     app = PetsegApp(
         title="petseg",
         version=API_VERSION,
@@ -82,16 +91,20 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
         redirect_slashes=False,  # a redirect would repeat whatever the Host header says
     )
     app.state.settings = settings
-    app.state.engines = create_engine_builder(device, settings, alone_threads)
-    app.state.cache = EmbeddingCache(settings.cache_bytes)
     app.state.work = create_image_work(settings)
-    has_folder = app.state.has_folder = checkpoints is None
-    app.state.predictors = build_predictors(loaded, app, with_stand_ins=has_folder)
-    app.state.metrics = Metrics()
     app.state.label_studio_images = LabelStudioImages(settings)
     app.state.tracing = create_tracing(settings)
-    app.add_middleware(Admission, settings=settings, keys=keys)
-    app.add_middleware(RequestContext, metrics=app.state.metrics, tracing=app.state.tracing)
+    return app
+
+
+def assemble(app: FastAPI, settings: Settings, metrics: RequestMetrics, limiter: Limiter | None = None) -> None:
+    """Put the routes and what stands before them into `app`. Raises SettingsError for a file of keys that is none."""
+    try:
+        keys = KeyRing(settings.keys) if settings.keys is not None else None
+    except KeyFileError as error:
+        raise SettingsError(f"{variable('keys')}: {error}") from error
+    app.add_middleware(Admission, settings=settings, keys=keys, limiter=limiter)
+    app.add_middleware(RequestContext, metrics=metrics, tracing=app.state.tracing)
     add_security_headers(app, settings.cors_origins)
     add_handlers(app)
     app.include_router(router)
@@ -101,7 +114,6 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
         app.include_router(operation.private_router)
     app.include_router(page.router)
     app.include_router(label_studio_routes.router)
-    return app
 
 
 @asynccontextmanager
@@ -113,9 +125,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     pool = ImageThreads(settings.image_threads, app.state.work)
     turns = Turns(settings.streams)
 
-    def build_pipeline(path: Path) -> Pipeline:
+    def build_pipeline(path: Path) -> DevicePipeline:
         (predictor,) = build_predictors([load_checkpoint(path)], app)
-        pipeline = Pipeline(predictor, pool, turns, settings, metrics)
+        pipeline = DevicePipeline(predictor, pool, turns, settings, metrics)
         try:
             pipeline.warm_up()
         except BaseException:
@@ -124,15 +136,19 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         return pipeline
 
     pipelines = {
-        predictor.checkpoint.name: Pipeline(predictor, pool, turns, settings, metrics) for predictor in predictors
+        predictor.checkpoint.name: DevicePipeline(predictor, pool, turns, settings, metrics) for predictor in predictors
     }
-    service = app.state.service = Service(settings, pipelines)
+    service: Service[DevicePipeline] = Service(settings, pipelines)
+    app.state.service = service
     del pipelines  # the service's own mapping changes with the checkpoints
     reloader = Reloader(service, predictors, build_pipeline, metrics)
     levels = ServiceCollector(service)
     metrics.registry.register(levels)
     tasks = [asyncio.create_task(Watchdog(service).run())]
+    hub: Hub | None = app.state.hub
     try:
+        if hub is not None:
+            await hub.start(app, service, [predictor.facts for predictor in predictors])
         await asyncio.to_thread(pool.wait_until_started)
         for pipeline in list(service.pipelines.values()):
             await asyncio.to_thread(pipeline.warm_up)
@@ -142,9 +158,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             app.state.reloader = reloader
             tasks.append(asyncio.create_task(reloader.run()))
         service.is_warm = True
+        if hub is not None:
+            await hub.open()
         yield
     finally:
         service.drain()
+        if hub is not None:
+            await hub.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*(each.batcher.close(service.drain_left_s) for each in service.pipelines.values()))
@@ -242,3 +262,23 @@ def share_cpus(settings: Settings, device: torch.device) -> Settings:
         "image_threads": processes or settings.image_threads or cpus,
     }
     return settings.model_copy(update=chosen)
+
+
+def choose_fronts(settings: Settings) -> Settings:
+    """`settings` with a number of fronts, for a server that can start them. Raises SettingsError."""
+    if settings.fronts is None:
+        is_worth_it = choose_device_of(settings).type != "cpu" and available_cpus() > CPUS_OF_THE_SERVER
+        fronts = available_cpus() - CPUS_OF_THE_SERVER if is_worth_it and can_have_fronts() else 0
+        return settings.model_copy(update={"fronts": fronts})
+    if settings.fronts and not can_have_fronts():
+        name = variable("fronts")
+        raise SettingsError(f"{name}: got {settings.fronts}, but this system has no memory to share; set it to 0")
+    return settings
+
+
+def choose_device_of(settings: Settings) -> torch.device:
+    """The device that networks run on. Raises SettingsError."""
+    try:
+        return choose_device(settings.device)
+    except ValueError as error:
+        raise SettingsError(f"{variable('device')}: {error}") from error

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-import uvicorn
 from fastapi import FastAPI
 
 from models.base import describe_kind
@@ -18,20 +17,17 @@ from models.checkpoint import CheckpointError, load_checkpoint
 from models.onnx_export import ExportError, export_onnx
 from models.prompts import PromptKind
 from service import key_cli, photo_cli
-from service.app import create_app
+from service.app import choose_fronts, create_app
+from service.front import run_front
+from service.hub import Hub, hub_settings
 from service.logs import configure_logging
 from service.memory import return_large_blocks
 from service.predictor import Predictor
-from service.protocol import bounded_protocol
 from service.reference import TABLES, fill
-from service.server import Server
+from service.server import SWITCH_INTERVAL_S, Server, leave, server_config
 from service.settings import Settings, SettingsError, read_settings, variable
 
 logger = logging.getLogger("petseg.cli")
-
-SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may hold the interpreter while another waits. Python's own 5 ms are half a forward pass: the
-device's threads would often stand still behind the event loop."""
 
 
 class PortError(OSError):
@@ -56,11 +52,13 @@ def serve(
     environment variables, listed in docs/settings.md.
     """
     try:
-        settings = read_settings(host=host, port=port, checkpoints=checkpoints)
+        settings = choose_fronts(read_settings(host=host, port=port, checkpoints=checkpoints))
         configure_logging(settings.log_format, settings.log_level, log_requests)
         return_large_blocks()
         with bind_port(settings) as listener:
-            service_app = create_app(settings)
+            hub = Hub(run_front, settings, listener, log_requests) if settings.fronts else None
+            service_app = create_app(hub_settings(settings) if settings.fronts else settings)
+            service_app.state.hub = hub
             for line in describe_models(service_app.state.predictors, settings):
                 say(line, settings)
             greeting = f"petseg on {address_of(listener)} - open it in a browser; the API's reference is at /docs"
@@ -110,41 +108,16 @@ def run_server(
 ) -> None:
     """Listen until a signal, then end the process; `on_start` is called once it can be asked.
 
-    Raises PortError where a port cannot be had.
+    Behind fronts it is they who listen. Raises PortError where a port cannot be had.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = Server(service_app, server_config(service_app, settings), open_operation_port(settings), on_start)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=[] if service_app.state.hub else [listener])
     except OSError as error:  # two can bind a port as long as neither listens
         raise PortError(str(error)) from error
     logger.info("stopped")
     leave(1 if server.is_dead else 0)
-
-
-def server_config(service_app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """Uvicorn's own settings for the service's port."""
-    return uvicorn.Config(
-        service_app,
-        host=settings.host,
-        port=settings.port,
-        http=bounded_protocol(settings),
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
-    )
-
-
-def leave(code: int) -> NoReturn:
-    """End the process now: all is answered and closed, and taking down an interpreter full of torch takes seconds."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def bind_port(settings: Settings) -> socket.socket:

@@ -13,7 +13,7 @@ import torch
 
 from models.stopping import StoppedError
 from service.metrics import ModelMetrics
-from service.predictor import Prediction, Prepared
+from service.predictor import Prediction, Row
 
 logger = logging.getLogger("petseg.forward_passes")
 
@@ -36,7 +36,7 @@ class ForwardPasses:
 
     def __init__(
         self,
-        predict: Callable[[list[Prepared]], Sequence[Prediction]],
+        predict: Callable[[list[Row]], Sequence[Prediction]],
         set_limit: Callable[[int], None],
         metrics: ModelMetrics,
     ) -> None:
@@ -57,7 +57,7 @@ class ForwardPasses:
             self._max_batch_size = self._limit = size
             self._set_limit(size)
 
-    def __call__(self, batch: list[Prepared]) -> Sequence[Prediction]:
+    def __call__(self, batch: list[Row]) -> Sequence[Prediction]:
         """Predictions for `batch`. Raises OutOfDeviceMemoryError, and whatever else `predict` raises.
 
         One that was stopped because nobody waits for it is no failure.

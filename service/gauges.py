@@ -22,13 +22,14 @@ import torch
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.pipeline import Pipeline, Service
+from service.device_pipeline import DevicePipeline
+from service.pipeline import Service
 
 
 class ServiceCollector(Collector):
     """Reads a running service's levels."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service[DevicePipeline]) -> None:
         self._service = service
 
     def collect(self) -> Iterable[Metric]:
@@ -41,7 +42,7 @@ class ServiceCollector(Collector):
         yield checkpoints(pipelines)
 
 
-def levels(pipelines: list[Pipeline]) -> Iterable[Metric]:
+def levels(pipelines: list[DevicePipeline]) -> Iterable[Metric]:
     """What each model has to do, and how much it may have."""
     in_flight = by_model("petseg_photos_in_flight", "Photos accepted and not yet answered")
     queued = by_model("petseg_photos_queued", "Photos waiting for the device")
@@ -57,7 +58,7 @@ def levels(pipelines: list[Pipeline]) -> Iterable[Metric]:
     return in_flight, queued, limit, batch, running
 
 
-def caches(pipelines: list[Pipeline]) -> Iterable[Metric]:
+def caches(pipelines: list[DevicePipeline]) -> Iterable[Metric]:
     """What is held of photos; models that share a cache count it once."""
     distinct = {id(pipeline.predictor.cache): pipeline.predictor.cache for pipeline in pipelines}.values()
     yield gauge("petseg_cache_bytes", "Memory of held features", sum(cache.bytes for cache in distinct))
@@ -77,7 +78,7 @@ def device_memory() -> Metric:
     return memory
 
 
-def checkpoints(pipelines: list[Pipeline]) -> Metric:
+def checkpoints(pipelines: list[DevicePipeline]) -> Metric:
     """Which file each model was loaded from."""
     info = InfoMetricFamily("petseg_checkpoint", "The file that is served", labels=["model"])
     for pipeline in pipelines:

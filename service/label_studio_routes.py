@@ -61,7 +61,7 @@ async def set_up(request: Request, pipeline: PipelineDep) -> ModelVersion:
     """Check the labelling configuration: which labels mean which class of the model."""
     settings = pipeline.settings
     body = await read_json(request, SetupRequest, settings.max_body_bytes, settings.max_json_values)
-    read_labelling(body.schema_, pipeline.predictor.class_names)
+    read_labelling(body.schema_, pipeline.facts.class_names)
     return ModelVersion(model_version=model_version(pipeline))
 
 
@@ -91,17 +91,17 @@ async def predict(request: Request, pipeline: OpenPipelineDep, images: ImagesDep
     if len(body.tasks) > settings.max_batch_images:
         raise errors.InvalidRequest(f"got {len(body.tasks)} tasks, wanted at most {settings.max_batch_images}")
     request.state.visit.charge(len(body.tasks) - 1)
-    labelling = read_labelling(body.label_config, pipeline.predictor.class_names)
+    labelling = read_labelling(body.label_config, pipeline.facts.class_names)
     clicks, chosen = read_clicks(body.params.context if body.params is not None else None)
     if clicks is not None and len(clicks.points) > settings.max_points:
         raise errors.InvalidRequest(f"got {len(clicks.points)} clicks, wanted at most {settings.max_points}")
-    takes_clicks = pipeline.predictor.model.prompt_kind is PromptKind.POINTS
+    takes_clicks = pipeline.facts.prompt_kind is PromptKind.POINTS
     version = model_version(pipeline)
     if takes_clicks and clicks is None:
         nothing = LabelStudioPrediction(result=[], model_version=version)
         return LabelStudioPredictions(results=[nothing] * len(body.tasks), model_version=version)
     prompt = clicks if takes_clicks else None
-    gate = asyncio.Semaphore(2 * pipeline.batcher.max_batch_size * settings.streams)
+    gate = asyncio.Semaphore(2 * pipeline.batch_limit * settings.streams)
     room = pipeline.batch_room if len(body.tasks) > 1 else nullcontext()  # who clicks does not wait behind batches
 
     async def predict_one(task: LabelStudioTask) -> LabelStudioPrediction:
@@ -134,7 +134,7 @@ async def predict_task(
     if not isinstance(reference, str):
         raise errors.InvalidRequest(f"got a task without {labelling.image_key!r} in its data, wanted its image there")
     upload = await images.read(reference, task.id)
-    class_names = pipeline.predictor.class_names
+    class_names = pipeline.facts.class_names
 
     def draw(prepared: Prepared, prediction: Prediction) -> LabelStudioPrediction:
         mask = prepared.letterbox.restore_mask(prediction.logits)
@@ -171,4 +171,4 @@ def count_values(data: bytes) -> int:
 
 def model_version(pipeline: Pipeline) -> str:
     """The model and its checkpoint, so that Label Studio asks anew for tasks when either changes."""
-    return f"{pipeline.name}-{pipeline.predictor.checkpoint.digest[:12]}"
+    return f"{pipeline.name}-{pipeline.facts.checkpoint[:12]}"

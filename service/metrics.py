@@ -24,8 +24,10 @@ read. Histograms have the same buckets everywhere, so that they can be added and
 
 import platform
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
+from typing import Any, Protocol
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -38,6 +40,28 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 OK, CANCELLED = "ok", "cancelled"
 """Outcomes of a photo beside the problems' slugs."""
+
+
+class RequestMetrics(Protocol):
+    """Where HTTP requests are counted."""
+
+    def answering(self) -> AbstractContextManager[Any]:
+        """Around the time in which one is answered."""
+
+    def count_request(
+        self, *, route: str, model: str, output: str, status: int, problem: str, seconds: float, stages: Iterable[Stage]
+    ) -> None:
+        """Count one that is over."""
+
+
+class PhotoMetrics(Protocol):
+    """Where the photos of one model are counted."""
+
+    def count_photo(self, outcome: str, stages: Iterable[Stage]) -> None:
+        """Count one that is over."""
+
+    def count_lookup(self, was_held: bool) -> None:
+        """Count one look into the cache of features."""
 
 
 class Metrics:
@@ -70,6 +94,10 @@ class Metrics:
         build = {"version": version("petseg"), "python": platform.python_version(), "torch": torch.__version__}
         Info("petseg_build", "What runs here", registry=self.registry).info(build)
 
+    def answering(self) -> AbstractContextManager[Any]:
+        """Around the time in which a request is answered."""
+        return self.requests_in_flight.track_inprogress()
+
     def count_request(
         self, *, route: str, model: str, output: str, status: int, problem: str, seconds: float, stages: Iterable[Stage]
     ) -> None:
@@ -82,6 +110,10 @@ class Metrics:
             for stage in stages:
                 if stage.name == RECEIVE:
                     self._stage_seconds_of(model, RECEIVE).observe(stage.ended_at - stage.started_at)
+
+    def of_model(self, model: str, keeps_images: bool) -> "ModelMetrics":
+        """The figures of one model."""
+        return ModelMetrics(self, model, keeps_images)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"petseg_{name}_total", help_text, labels, registry=self.registry)

@@ -3,7 +3,7 @@
 `router` answers on both; `private_router`, which tells of the traffic, only on the port of its own where there is one.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client.exposition import choose_encoder
@@ -21,15 +21,15 @@ router = APIRouter(tags=["operation"])
 private_router = APIRouter(tags=["operation"])
 
 
-async def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service[Any]:
     """What create_app wired. Raises NotReady before the lifespan has begun: the operation port answers by then."""
-    service: Service | None = getattr(request.app.state, "service", None)
+    service: Service[Any] | None = getattr(request.app.state, "service", None)
     if service is None:
         raise not_ready()
     return service
 
 
-ServiceDep = Annotated[Service, Depends(get_service)]
+ServiceDep = Annotated[Service[Any], Depends(get_service)]
 
 
 @router.get(
@@ -39,7 +39,7 @@ ServiceDep = Annotated[Service, Depends(get_service)]
 )
 async def check_health(request: Request) -> Health:
     """Whether the process answers, or waiting may mend it; if not, it wants to be started anew."""
-    service: Service | None = getattr(request.app.state, "service", None)
+    service: Service[Any] | None = getattr(request.app.state, "service", None)
     if service is not None and not service.is_alive:
         raise not_ready(f"{service.fault}; only a new process answers again")
     return Health()
@@ -69,10 +69,16 @@ def show_metrics(request: Request) -> Response:
 
 def create_operation_app(service_app: FastAPI) -> FastAPI:
     """The app of the operation port: shares the state of `service_app`, whose lifespan is the one that counts."""
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
-    app.state = service_app.state
+    app = create_bare_operation_app(service_app)
     app.add_middleware(RequestContext, metrics=app.state.metrics, tracing=app.state.tracing)
     add_security_headers(app, ())
+    return app
+
+
+def create_bare_operation_app(service_app: FastAPI) -> FastAPI:
+    """The same for requests that another app has counted already and whose answers it sends."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.state = service_app.state
     errors.add_handlers(app)
     app.include_router(router)
     app.include_router(private_router)

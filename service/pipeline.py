@@ -1,36 +1,30 @@
-"""One request's way through one model: prepare (thread pool), batcher (device thread), draw (thread pool).
+"""One request's way through one model: prepare (thread pool), infer (batches), draw (thread pool).
 
-Bounds it in number and time, notes where the time goes, and turns what the batcher refuses into problems. Called by
-the routes.
+Bounds it in number and time, notes where the time goes, and turns what a batcher refuses into problems. Called by the
+routes. Where the batches run is the subclasses' business: on this process's device, or on another's.
 """
 
 import asyncio
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
 
 from models.prompts import Prompt
-from models.stopping import Stop
-from service.batch_size import find_batch_size
-from service.batcher import (
-    Batched,
-    Batcher,
-    BatcherClosedError,
-    DeadlineExceededError,
-    QueueFullError,
-    QueueTimeoutError,
-)
+from service.batcher import Batched, BatcherClosedError, DeadlineExceededError, QueueFullError, QueueTimeoutError
 from service.errors import DeadlineExceeded, ImageGone, InternalError, NotReady, Overloaded, Problem
-from service.forward_passes import ForwardPasses, OutOfDeviceMemoryError, is_out_of_memory
+from service.forward_passes import OutOfDeviceMemoryError
+from service.image_processes import ImageWork
 from service.image_threads import ImageThreads
-from service.metrics import CANCELLED, OK, Metrics, ModelMetrics
-from service.predictor import Prediction, Predictor, Prepared
+from service.image_work import PhotoLimits
+from service.metrics import CANCELLED, OK, PhotoMetrics
+from service.model_facts import ModelFacts
+from service.predictor import Prediction, Prepared
 from service.settings import Settings
 from service.stages import DECODE, DRAW, INFERENCE, QUEUE, Stage, sum_seconds
-from service.turns import Turns
 
 Drawn = TypeVar("Drawn")
 Arguments = ParamSpec("Arguments")
@@ -57,48 +51,61 @@ class Segmented(Generic[Drawn]):
     timing_ms: dict[str, float]
 
 
-BATCH_LIMITS = {"cpu": 8, "cuda": 128}
-"""The largest batch size that is tried, by type of device: past these nothing is won, and callers wait longer."""
-
-BATCH_SIZE_BUDGETS_S = {"cpu": 1.0, "cuda": 10.0}
-"""Seconds for trying them; a GPU's include recording each size, which is needed all the same."""
-
-
 REFUSING_S = 0.5
 """Seconds at least in which new work is refused before the port closes: a balancer that has not looked yet is told to
 go elsewhere, where a closed port or a connection that breaks would leave it guessing."""
 
 
-class Pipeline:
+class Pipeline(ABC):
     """One model behind its queue."""
 
     def __init__(
-        self, predictor: Predictor, pool: ImageThreads, turns: Turns, settings: Settings, metrics: Metrics
+        self, facts: ModelFacts, work: ImageWork, pool: ImageThreads, settings: Settings, metrics: PhotoMetrics
     ) -> None:
-        """turns: shared by all models of the device."""
-        self.predictor = predictor
-        self.name = predictor.checkpoint.name
-        self._metrics = ModelMetrics(metrics, self.name, predictor.keeps_images)
-        self.passes = ForwardPasses(predictor.predict, self._limit_batches, self._metrics)
-        self.batcher: Batcher[Prepared, Prediction] = Batcher(
-            self.passes,
-            max_batch_size=max(1, settings.max_batch_size),
-            queue_size=settings.queue_size,
-            max_wait_s=settings.max_wait_s,
-            streams=settings.streams,
-            name=self.name,
-            take_turn=turns.take,
-            new_stop=Stop,
-        )
-        self._pool = pool
+        self.facts = facts
+        self.work = work
+        self.name = facts.name
+        self.limits = PhotoLimits(settings.max_pixels, settings.max_frames)
         self.settings = settings
         self.in_flight = 0
         self.batch_room = asyncio.Semaphore(max(1, settings.queue_size // 2))
         """Entered around each photo of a request with many: they wait for each other rather than fill the queue, and
         half of it is left to requests with one."""
         self.users = 0
+        self._metrics = metrics
+        self._pool = pool
         self._is_unused = asyncio.Event()
         self._is_unused.set()
+
+    @property
+    @abstractmethod
+    def batch_limit(self) -> int:
+        """Photos of one forward pass at most, at present."""
+
+    @abstractmethod
+    def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> Prepared:
+        """Read and check a photo, or find an earlier one by `image_id`, on an image thread. Raises Problem."""
+
+    @abstractmethod
+    async def submit(self, prepared: Prepared, deadline: float) -> Batched[Prediction]:
+        """The prediction for what `prepare` gave.
+
+        deadline: on the clock of `time.monotonic()`. Raises Problem.
+        """
+
+    @abstractmethod
+    def retry_after_s(self) -> int:
+        """Whole seconds, at least 1, until about half of the queue is done."""
+
+    @property
+    def fault(self) -> str | None:
+        """What keeps the model from answering for now or for good, in one line; None if all is well."""
+        return None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether only a new process mends its fault."""
+        return False
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -115,32 +122,6 @@ class Pipeline:
     async def until_unused(self) -> None:
         """Wait until no request holds it."""
         await self._is_unused.wait()
-
-    @property
-    def is_stalled(self) -> bool:
-        """Whether a forward pass takes longer than the settings allow."""
-        return 0 < self.settings.stall_s < self.passes.running_s
-
-    def warm_up(self) -> None:
-        """Run what is set up on first use, and take the batch size that pays where the settings leave it open.
-
-        Takes a second or so, on any thread, before the first request. For a stand-in nothing is measured.
-        """
-        engine = self.predictor.engine
-        known = self.settings.max_batch_size or engine.best_batch_size
-        size = known or 1
-        if not known and not engine.is_stand_in:
-            kind = engine.device.type
-            size = find_batch_size(
-                engine.example_run,
-                BATCH_LIMITS[kind],
-                is_too_much=is_out_of_memory,
-                budget_s=BATCH_SIZE_BUDGETS_S[kind],
-            )
-            engine.release_memory()  # of the sizes that are not taken
-        for batch_size in sorted({1, size}):
-            engine.warm_up(batch_size)
-        self.passes.set_max_batch_size(size)
 
     async def segment(
         self,
@@ -174,16 +155,17 @@ class Pipeline:
         self, photo: Photo, draw: Callable[[Prepared, Prediction], Drawn], stages: list[Stage]
     ) -> Segmented[Drawn]:
         deadline = time.monotonic() + self.settings.deadline_s
-        with self._admit(), self._problems(deadline):
+        with self._admit(), self.problems(deadline):
             async with asyncio.timeout(self.settings.deadline_s):
                 try:
                     prepared = await self._in_pool(
-                        stages, DECODE, self.predictor.prepare, photo.upload, photo.image_id, photo.prompt
+                        stages, DECODE, self.prepare, photo.upload, photo.image_id, photo.prompt
                     )
                 except ImageGone:
                     self._metrics.count_lookup(False)
                     raise
-                self._metrics.count_lookup(prepared.kept is not None)
+                if prepared.was_held is not None:
+                    self._metrics.count_lookup(prepared.was_held)
                 batched = await self._in_batch(stages, prepared, deadline)
                 drawn = await self._in_pool(stages, DRAW, draw, prepared, batched.result)
         seconds = sum_seconds(stages)
@@ -217,10 +199,10 @@ class Pipeline:
                 stages.append(Stage(name, begun_at, ended_at))
 
     async def _in_batch(self, stages: list[Stage], prepared: Prepared, deadline: float) -> Batched[Prediction]:
-        """The prediction from the device thread; one that never comes counts as waiting all the while."""
+        """`submit`; a prediction that never comes counts as waiting all the while."""
         asked_at = time.perf_counter()
         try:
-            batched = await self.batcher.submit(prepared, deadline, self.settings.max_queue_s)
+            batched = await self.submit(prepared, deadline)
         except BaseException:
             stages.append(Stage(QUEUE, asked_at, time.perf_counter()))
             raise
@@ -229,8 +211,8 @@ class Pipeline:
         return batched
 
     @contextmanager
-    def _problems(self, deadline: float) -> Iterator[None]:
-        """Raise the problem that fits where the batcher or the clock refuses."""
+    def problems(self, deadline: float) -> Iterator[None]:
+        """Raise the problem that fits where a batcher or the clock refuses."""
         try:
             yield
         except QueueFullError as error:
@@ -252,22 +234,23 @@ class Pipeline:
                 raise  # not the clock's: a defect inside the model
             raise self._late() from error
 
-    def _limit_batches(self, size: int) -> None:
-        self.batcher.max_batch_size = size
-
     def check_room(self) -> None:
         """Raise Overloaded while the model holds all it may; asked before a body is read, so that it costs little."""
         if self.in_flight >= self.settings.queue_size:
             self._metrics.count_photo(Overloaded.slug, [])
-            raise self._overloaded(self.batcher.retry_after_s())
+            raise self._overloaded(self.retry_after_s())
+
+    def check_health(self) -> None:
+        """Raise NotReady while the model does not answer."""
+        if self.fault is not None:
+            raise not_ready(f"{self.name} does not answer at present; try again in 5 s", retry_after_s=5)
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
         """Count a request in, unless the model hangs, or others came first while its body was read."""
-        if self.is_stalled or self.passes.is_device_lost:
-            raise not_ready(f"{self.name} does not answer at present; try again in 5 s", retry_after_s=5)
+        self.check_health()
         if self.in_flight >= self.settings.queue_size:
-            raise self._overloaded(self.batcher.retry_after_s())
+            raise self._overloaded(self.retry_after_s())
         self.in_flight += 1
         try:
             yield
@@ -293,17 +276,29 @@ class Pipeline:
         )
 
 
-class Service:
+AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
+
+
+class Service(Generic[AnyPipeline]):
     """All that the routes share: the pipelines by model name, and whether the process takes work.
 
     starting -> ready -> draining: not ready, takes work for `linger_s` more -> refusing: what was accepted goes on
     """
 
-    def __init__(self, settings: Settings, pipelines: dict[str, Pipeline]) -> None:
+    def __init__(self, settings: Settings, pipelines: dict[str, AnyPipeline]) -> None:
         self.settings = settings
         self.pipelines = pipelines
         self.is_warm = False
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when `pipelines` have been replaced."""
+        self.on_drain: Callable[[], object] = lambda: None
+        """Called when the drain begins, perhaps by a signal's handler."""
         self._drains_since = math.inf
+
+    def replace(self, pipelines: dict[str, AnyPipeline]) -> None:
+        """Route new requests to `pipelines`."""
+        self.pipelines = pipelines
+        self.on_change()
 
     @property
     def is_draining(self) -> bool:
@@ -335,12 +330,7 @@ class Service:
     @property
     def fault(self) -> str | None:
         """What keeps the process from answering for now or for good, in one line; None if all is well."""
-        for pipeline in self.pipelines.values():
-            if pipeline.passes.is_device_lost:
-                return f"the device of {pipeline.name} failed for good"
-            if pipeline.is_stalled:
-                return f"a forward pass of {pipeline.name} has run for {pipeline.passes.running_s:.0f} s"
-        return None
+        return next(filter(None, (pipeline.fault for pipeline in self.pipelines.values())), None)
 
     @property
     def is_ready(self) -> bool:
@@ -350,15 +340,13 @@ class Service:
     @property
     def is_alive(self) -> bool:
         """Whether waiting can help; if not, only a new process does."""
-        limit_s = self.settings.stall_fatal_s
-        return not any(
-            pipeline.passes.is_device_lost or 0 < limit_s < pipeline.passes.running_s
-            for pipeline in self.pipelines.values()
-        )
+        return not any(pipeline.is_dead for pipeline in self.pipelines.values())
 
     def drain(self) -> None:
         """Begin to end: not ready from now on, no new work once `linger_s` have passed; what was accepted goes on."""
-        self._drains_since = min(self._drains_since, time.monotonic())
+        if not self.is_draining:
+            self._drains_since = time.monotonic()
+            self.on_drain()
 
 
 def not_ready(detail: str = "the server is starting or stopping; try again in 1 s", retry_after_s: int = 1) -> NotReady:

@@ -1,4 +1,4 @@
-"""One loaded model: `prepare` a request on any thread, `predict` a batch of prepared ones on the device thread."""
+"""One loaded model: `prepare` a request on any thread, `predict` a batch of rows on the device thread."""
 
 import hashlib
 import time
@@ -11,25 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from models.base import Features, PromptMismatchError, describe_kind
+from models.base import Features
 from models.checkpoint import Checkpoint
 from models.engine import Engine
-from models.image_files import ImageTooLargeError, UnsupportedImageError
-from models.letterbox import Letterbox, planes_tensor
-from models.prompts import PointPrompt, Prompt, PromptTensors
+from models.letterbox import Array, Letterbox, planes_tensor
+from models.prompts import Prompt, PromptTensors
 from models.stopping import check_stop, unstoppable
 from service.embedding_cache import EmbeddingCache
-from service.errors import (
-    ImageGone,
-    ImageIdNotKept,
-    ImageTooLarge,
-    InvalidRequest,
-    PromptMismatch,
-    UnsupportedImage,
-    pointer,
-)
 from service.image_processes import ImageWork, InThread
-from service.image_work import PhotoLimits, read_planes
+from service.image_work import PhotoLimits
+from service.model_facts import ModelFacts
+from service.photo_reading import check_points, image_gone, image_not_kept, read_upload
 
 
 @dataclass(frozen=True)
@@ -49,18 +41,33 @@ class KeptImage:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One request, ready for the device thread."""
+    """One photo that was read and checked: what drawing its answer needs."""
 
     digest: str
     """sha256 of the upload, hexadecimal."""
     upload: bytes
     letterbox: Letterbox
+
+    @property
+    def was_held(self) -> bool | None:
+        """Whether its features were there already; None where that is not known yet."""
+        return None
+
+
+@dataclass(frozen=True)
+class Row(Prepared):
+    """One photo as a row of a batch, ready for the device thread."""
+
     prompt: PromptTensors
     image: Tensor | None
     """[3, S, S], float32 in [0, 1] for a CPU, uint8 for a GPU, where it is scaled; None where `kept` has the features
     already."""
     kept: KeptImage | None
-    decode_s: float
+
+    @property
+    def was_held(self) -> bool:
+        """Whether its features were there already."""
+        return self.kept is not None
 
 
 @dataclass(frozen=True)
@@ -102,40 +109,60 @@ class Predictor:
         self.encoder_digest = engine.encoder_digest or checkpoint.digest
         self.image_size = self.model.config.image_size
         self.class_names = self.model.config.class_names
+        self.facts = ModelFacts(
+            name=checkpoint.name,
+            card=checkpoint.card,
+            checkpoint=checkpoint.digest,
+            prompt_kind=self.model.prompt_kind,
+            prompt_required=self.model.prompt_required,
+            class_names=self.class_names,
+            image_size=self.image_size,
+            engine=engine.name,
+            keeps_images=self.keeps_images,
+        )
 
     @property
     def keeps_images(self) -> bool:
         """Whether an image id may stand in for a photo."""
         return self.cache.max_bytes > 0
 
-    def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> Prepared:
+    def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> Row:
         """Decode and letterbox the upload, or take up what the cache holds of it; turn the prompt into tensors.
 
         image_id: sha256 of an earlier upload, used where `upload` is None. Raises the Problem that fits.
         """
-        started_at = time.perf_counter()
         if upload is None and not self.keeps_images:
-            raise ImageIdNotKept(
-                f"got an image_id, but {self.checkpoint.name} keeps no features; send the image itself"
-            )
+            raise image_not_kept(self.facts.name)
         digest = hashlib.sha256(upload).hexdigest() if upload is not None else str(image_id)
-        kept = self.cache.get((self.encoder_digest, digest))
-        image: Tensor | None = None
+        kept = self.find(digest)
+        planes: Array | None = None
         if kept is not None:
-            upload, letterbox = kept.upload, Letterbox(kept.original_size, self.image_size)
+            upload, original_size = kept.upload, kept.original_size
         elif upload is None:
-            raise ImageGone(f"got image_id sha256:{digest}, which is not held (any more); send the image itself again")
+            raise image_gone(digest)
         else:
-            image, letterbox = self._read_image(upload)
-        check_points(prompt, letterbox.original_size)
-        tensors = self._prompt_tensors(prompt, letterbox)
-        return Prepared(digest, upload, letterbox, tensors, image, kept, time.perf_counter() - started_at)
+            planes, original_size = read_upload(self.work, upload, self.limits, self.image_size)
+        check_points(prompt, original_size)
+        return self._row(digest, upload, original_size, prompt, planes, kept)
 
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Raise PromptMismatch for a prompt that the model does not take, whatever the photo."""
-        self._prompt_tensors(prompt, Letterbox((self.image_size, self.image_size), self.image_size))
+    def find(self, digest: str) -> KeptImage | None:
+        """What the cache holds of the photo."""
+        return self.cache.get((self.encoder_digest, digest))
 
-    def predict(self, batch: list[Prepared]) -> list[Prediction]:
+    def take_up(
+        self, digest: str, upload: bytes, original_size: tuple[int, int], prompt: Prompt, planes: Array | None
+    ) -> Row:
+        """As `prepare`, for a photo that was read and checked elsewhere.
+
+        planes: [3, S, S] uint8 in memory that stays as it is, or None for one that was found here. Raises ImageGone
+        where it is not held any more, and PromptMismatch.
+        """
+        kept = self.find(digest)
+        if kept is None and planes is None:
+            raise image_gone(digest)
+        return self._row(digest, upload, original_size, prompt, planes if kept is None else None, kept)
+
+    def predict(self, batch: list[Row]) -> list[Prediction]:
         """Logits of each prepared request, in order: one `encode` for the distinct new photos, one `decode` for all.
 
         Raises StoppedError where nobody waits for them any more.
@@ -145,49 +172,48 @@ class Predictor:
             features, has_encoded = self._features(batch)
             encoded_at = time.perf_counter()
             check_stop()
-            prompt: PromptTensors = default_collate([prepared.prompt for prepared in batch])
+            prompt: PromptTensors = default_collate([row.prompt for row in batch])
             logits = self.engine.decode(features, prompt)
             chosen = self.model.chosen_prompts(features, prompt)
             decode_s = time.perf_counter() - encoded_at
         encode_s = encoded_at - started_at if has_encoded else 0.0
         return [Prediction(row, text, encode_s, decode_s) for row, text in zip(logits, chosen, strict=True)]
 
-    def _read_image(self, upload: bytes) -> tuple[Tensor, Letterbox]:
-        try:
-            planes, original_size = self.work.call(read_planes, upload, self.limits, self.image_size)
-        except ImageTooLargeError as error:
-            raise ImageTooLarge(str(error)) from error
-        except UnsupportedImageError as error:
-            raise UnsupportedImage(str(error)) from error
-        is_gpu = self.engine.device.type == "cuda"
-        image = torch.from_numpy(planes) if is_gpu else planes_tensor(planes)
-        return image, Letterbox(original_size, self.image_size)
+    def _row(
+        self,
+        digest: str,
+        upload: bytes,
+        original_size: tuple[int, int],
+        prompt: Prompt,
+        planes: Array | None,
+        kept: KeptImage | None,
+    ) -> Row:
+        letterbox = Letterbox(original_size, self.image_size)
+        self.facts.check_prompt(prompt)
+        tensors = self.model.prompt_tensors(prompt, letterbox)
+        image: Tensor | None = None
+        if planes is not None:
+            image = torch.from_numpy(planes) if self.engine.device.type == "cuda" else planes_tensor(planes)
+        return Row(digest, upload, letterbox, tensors, image, kept)
 
-    def _prompt_tensors(self, prompt: Prompt, letterbox: Letterbox) -> PromptTensors:
-        try:
-            return self.model.prompt_tensors(prompt, letterbox)
-        except PromptMismatchError as error:
-            name, kind = self.checkpoint.name, describe_kind(self.model.prompt_kind)
-            raise PromptMismatch(f"{error}; send {name} {kind}, or choose another model from /models") from error
-
-    def _features(self, batch: list[Prepared]) -> tuple[Features, bool]:
+    def _features(self, batch: list[Row]) -> tuple[Features, bool]:
         """One row of features per prepared request, and whether `encode` ran.
 
         A photo that another batch is encoding is waited for, not encoded again.
         """
-        rows = {prepared.digest: prepared.kept.features for prepared in batch if prepared.kept is not None}
-        new: dict[str, Prepared] = {}
+        rows = {row.digest: row.kept.features for row in batch if row.kept is not None}
+        new: dict[str, Row] = {}
         elsewhere: dict[str, Future[KeptImage | None]] = {}
-        for prepared in batch:
-            if prepared.digest in rows or prepared.digest in new or prepared.digest in elsewhere:
+        for row in batch:
+            if row.digest in rows or row.digest in new or row.digest in elsewhere:
                 continue
-            found = self._find(prepared.digest)
+            found = self._find_or_claim(row.digest)
             if isinstance(found, KeptImage):
-                rows[prepared.digest] = found.features
+                rows[row.digest] = found.features
             elif found is not None:
-                elsewhere[prepared.digest] = found
+                elsewhere[row.digest] = found
             else:
-                new[prepared.digest] = prepared
+                new[row.digest] = row
         if new:
             features = self._encode_new(new)
             if len(new) == len(batch):
@@ -198,19 +224,19 @@ class Predictor:
         for digest, future in elsewhere.items():
             made = future.result()
             if made is None:  # its batch failed; here it may fit
-                left = {digest: next(prepared for prepared in batch if prepared.digest == digest)}
+                left = {digest: next(row for row in batch if row.digest == digest)}
                 rows |= split_rows(left, self._encode_new(left))
                 has_encoded = True
             else:
                 rows[digest] = made.features
-        chosen = [rows[prepared.digest] for prepared in batch]
+        chosen = [rows[row.digest] for row in batch]
         return tuple(torch.cat(level) for level in zip(*chosen, strict=True)), has_encoded
 
-    def _find(self, digest: str) -> "KeptImage | Future[KeptImage | None] | None":
+    def _find_or_claim(self, digest: str) -> "KeptImage | Future[KeptImage | None] | None":
         """The photo's features, or a future of them; None makes them this batch's to encode."""
         return self.cache.get_or_claim((self.encoder_digest, digest)) if self.keeps_images else None
 
-    def _encode_new(self, new: dict[str, Prepared]) -> Features:
+    def _encode_new(self, new: dict[str, Row]) -> Features:
         """Features of photos that nobody has encoded, in order; the cache is told of each, also where it fails."""
         try:
             images = collate_images(new.values(), self.engine.device.type == "cuda")
@@ -224,7 +250,7 @@ class Predictor:
             raise
         return features
 
-    def _keep(self, new: dict[str, Prepared], features: Features) -> None:
+    def _keep(self, new: dict[str, Row], features: Features) -> None:
         """Hand each new photo's features to the cache."""
         if self.keeps_images:
             for digest, row in split_rows(new, features).items():
@@ -238,35 +264,14 @@ def split_rows(digests: Iterable[str], features: Features) -> dict[str, Features
     return {digest: tuple(level[row : row + 1] for level in features) for row, digest in enumerate(digests)}
 
 
-def collate_images(batch: Iterable[Prepared], is_pinned: bool) -> Tensor:
+def collate_images(batch: Iterable[Row], is_pinned: bool) -> Tensor:
     """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory.
 
     From there the copy to the GPU runs beside the CPU's work: one stream collates while another's batch is computed.
     """
-    images = [prepared.image for prepared in batch if prepared.image is not None]
+    images = [row.image for row in batch if row.image is not None]
     pinned = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True) if is_pinned else None
     return torch.stack(images, out=pinned)
-
-
-def check_points(prompt: Prompt, original_size: tuple[int, int]) -> None:
-    """Raise InvalidRequest for clicks outside the photo of `original_size` (height, width)."""
-    if not isinstance(prompt, PointPrompt):
-        return
-    height, width = original_size
-    errors = [
-        {
-            "pointer": pointer("points", index),
-            "detail": f"got ({x:g}, {y:g}), wanted 0 <= x < {width}, 0 <= y < {height}",
-        }
-        for index, (x, y) in enumerate(prompt.points)
-        if not (0 <= x < width and 0 <= y < height)
-    ]
-    if errors:
-        raise InvalidRequest(
-            f"got a click outside the image, wanted pixels of the upright {width} x {height} image; "
-            "x runs to the right and y down from the top left corner",
-            errors=errors,
-        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.checkpoint import CheckpointError
+from service.device_pipeline import DevicePipeline
 from service.memory import free_memory
 from service.metrics import Metrics
-from service.pipeline import Pipeline, Service
+from service.pipeline import Service
 from service.predictor import Predictor
 from service.settings import SettingsError
 
@@ -44,7 +45,11 @@ class Reloader:
     """
 
     def __init__(
-        self, service: Service, predictors: list[Predictor], build: Callable[[Path], Pipeline], metrics: Metrics
+        self,
+        service: Service[DevicePipeline],
+        predictors: list[Predictor],
+        build: Callable[[Path], DevicePipeline],
+        metrics: Metrics,
     ) -> None:
         self._service = service
         self._predictors = predictors
@@ -136,27 +141,27 @@ class Reloader:
         self._metrics.reloads.labels(name, LOADED).inc()
         logger.info("%s: serves checkpoint %s", name, new.predictor.checkpoint.digest[:12])
 
-    def _note_failure(self, name: str, old: Pipeline | None, error: Exception) -> None:
+    def _note_failure(self, name: str, old: DevicePipeline | None, error: Exception) -> None:
         """Tell why a network was not taken up, and what serves in its place."""
         # A file that is no checkpoint takes one line; what broke in building or warming up is for the trace.
         is_expected = isinstance(error, (CheckpointError, SettingsError, OSError))
         logger.error("%s; %s", error, _what_serves(old), exc_info=None if is_expected else error)
         self._metrics.reloads.labels(name, FAILED).inc()
 
-    def _replace(self, name: str, new: Pipeline | None) -> None:
+    def _replace(self, name: str, new: DevicePipeline | None) -> None:
         """Route new requests to `new`, or to nobody; the old pipeline ends once its requests are answered."""
         pipelines = dict(self._service.pipelines)
         old = pipelines.pop(name, None)
         if new is not None:
             pipelines[name] = new
-        self._service.pipelines = dict(sorted(pipelines.items()))
+        self._service.replace(dict(sorted(pipelines.items())))
         self._predictors[:] = [pipeline.predictor for pipeline in self._service.pipelines.values()]
         if old is not None:
             task = asyncio.create_task(self._retire(old))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
-    async def _retire(self, old: Pipeline) -> None:
+    async def _retire(self, old: DevicePipeline) -> None:
         """Wait for the last request of `old`, end its threads and free what only it held."""
         await old.until_unused()
         await old.batcher.close(self._service.settings.drain_s)
@@ -191,5 +196,5 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _what_serves(old: Pipeline | None) -> str:
+def _what_serves(old: DevicePipeline | None) -> str:
     return "the model is not served" if old is None else "the checkpoint that was loaded before goes on serving"

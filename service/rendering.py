@@ -5,6 +5,7 @@ the pipeline.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 from models.letterbox import Array, Letterbox
 from models.prompts import PointPrompt, Prompt, TextPrompt
 from service import masks, outlines
+from service.image_processes import ImageWork
 from service.image_work import PhotoLimits, read_photo
-from service.predictor import Prediction, Predictor, Prepared
+from service.model_facts import ModelFacts
+from service.predictor import Prediction, Prepared
 from service.rle import compress_counts
 from service.schemas import (
     OUTLINES,
@@ -38,6 +41,15 @@ MEDIA_TYPES = dict.fromkeys(Output, "image/png") | {
 Scores = npt.NDArray[np.float32]
 
 PromptInfo = TextPromptInfo | PointPromptInfo | None
+
+
+class Model(Protocol):
+    """A model whose answers are drawn."""
+
+    facts: ModelFacts
+    limits: PhotoLimits
+    work: ImageWork
+    """Where they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +102,13 @@ class Drawer:
         return Drawing(masks.draw_overlay(photo, mask) if output is Output.OVERLAY else masks.draw_cutout(photo, mask))
 
 
-def drawer(
-    output: Output, rle: Rle, predictor: Predictor, tolerance: float = 0.0
-) -> Callable[[Prepared, Prediction], Drawing]:
-    """The function that draws `output` where `predictor` has its images worked on."""
-    own = Drawer(output, rle, predictor.class_names, predictor.limits, tolerance)
+def drawer(output: Output, rle: Rle, model: Model, tolerance: float = 0.0) -> Callable[[Prepared, Prediction], Drawing]:
+    """The function that draws `output` where `model` has its images worked on."""
+    own = Drawer(output, rle, model.facts.class_names, model.limits, tolerance)
 
     def draw(prepared: Prepared, prediction: Prediction) -> Drawing:
         upload = prepared.upload if own.shows_photo else None
-        return predictor.work.call(own.draw, prediction.logits.numpy(), prepared.letterbox, upload)
+        return model.work.call(own.draw, prediction.logits.numpy(), prepared.letterbox, upload)
 
     return draw
 

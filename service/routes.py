@@ -44,7 +44,8 @@ async def get_pipeline(request: Request, model: str) -> Pipeline:
         known = ", ".join(pipelines) or "none is loaded"
         raise errors.UnknownModel(f"got model {model[:60]!r}, wanted one of: {known}")
     record_of(request).model = model
-    return pipelines[model]
+    pipeline: Pipeline = pipelines[model]
+    return pipeline
 
 
 PipelineDep = Annotated[Pipeline, Depends(get_pipeline)]
@@ -129,7 +130,7 @@ async def segment(request: Request, pipeline: OpenPipelineDep) -> Response:
     record.photos = 1
     image_id = fields.image_id.removeprefix("sha256:") if fields.image_id else None
     photo = Photo(upload.data if upload else None, image_id, prompt)
-    draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline.predictor, fields.tolerance or 0.0)
+    draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline, fields.tolerance or 0.0)
     segmented = await unless_gone(request, pipeline.segment(photo, draw, record.stages))
     image = rendering.describe_image(segmented.prepared)
     taken = rendering.describe_prompt(prompt, segmented.prediction.chosen_prompt)
@@ -153,17 +154,17 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep) -> Response
     record.note_received()
     request.state.visit.charge(len(uploads) - 1)
     prompt = read_text(fields.text, settings.max_text_characters) if fields.text is not None else None
-    pipeline.predictor.check_prompt(prompt)
+    pipeline.facts.check_prompt(prompt)
     record.output = output = choose_batch_output(request, fields.output, fields.rle)
     record.photos = len(uploads)
     form = Output.PNG if output is BatchOutput.ZIP else Output.RLE
-    draw = drawer(form, fields.rle or Rle.COMPRESSED, pipeline.predictor)
+    draw = drawer(form, fields.rle or Rle.COMPRESSED, pipeline)
 
     async def segment_one(data: bytes) -> Segmented[Drawing]:
         async with pipeline.batch_room:
             return await pipeline.segment(Photo(data, None, prompt), draw)
 
-    finished = segment_all(uploads, segment_one, max_at_once=4 * pipeline.batcher.max_batch_size * settings.streams)
+    finished = segment_all(uploads, segment_one, max_at_once=4 * pipeline.batch_limit * settings.streams)
 
     def problem_body(problem: errors.Problem) -> ProblemBody:
         return ProblemBody.model_validate(problem.body(request.url.path, request.state.request_id))
@@ -208,7 +209,7 @@ async def list_models(service: ServiceDep) -> ModelList:
 @router.get("/models/{model}", tags=["models"], responses=openapi.problem_responses(errors.UnknownModel))
 async def get_model(pipeline: PipelineDep) -> ModelDetails:
     """One model with its card: configuration, measured figures, training data."""
-    card = pipeline.predictor.checkpoint.card.model_dump(mode="json")
+    card = pipeline.facts.card.model_dump(mode="json")
     return ModelDetails(**dict(describe_model(pipeline)), card=card)
 
 
@@ -242,25 +243,24 @@ def describe_answer(pipeline: Pipeline, photo: Photo, segmented: Segmented[Drawi
 
 def describe_model(pipeline: Pipeline) -> ModelSummary:
     """A model as one entry of the list."""
-    predictor = pipeline.predictor
-    card = predictor.checkpoint.card
+    facts = pipeline.facts
     return ModelSummary(
         name=pipeline.name,
-        architecture=card.architecture,
-        summary=card.summary,
-        prompt=PromptTaken(kind=predictor.model.prompt_kind.value, is_required=predictor.model.prompt_required),
-        class_names=list(predictor.class_names),
-        image_size=predictor.image_size,
+        architecture=facts.card.architecture,
+        summary=facts.card.summary,
+        prompt=PromptTaken(kind=facts.prompt_kind.value, is_required=facts.prompt_required),
+        class_names=list(facts.class_names),
+        image_size=facts.image_size,
         checkpoint=checkpoint_id(pipeline),
-        engine=predictor.engine.name,
-        keeps_images=predictor.keeps_images,
+        engine=facts.engine,
+        keeps_images=facts.keeps_images,
         url=f"/segment/{pipeline.name}",
     )
 
 
 def checkpoint_id(pipeline: Pipeline) -> str:
     """The checkpoint's digest as the API names it."""
-    return f"sha256:{pipeline.predictor.checkpoint.digest}"
+    return f"sha256:{pipeline.facts.checkpoint}"
 
 
 def choose_output(request: Request, output: Output | None, rle: Rle | None) -> Output:

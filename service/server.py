@@ -6,20 +6,28 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import Context
 from types import FrameType
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
 from service.operation import create_operation_app
 from service.pipeline import Service
+from service.protocol import bounded_protocol
 from service.reload import Reloader
+from service.settings import Settings
 
 logger = logging.getLogger("petseg.server")
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may hold the interpreter while another waits. Python's own 5 ms are half a forward pass: the
+device's threads would often stand still behind the event loop."""
 
 LAST_RESORT_S = 10.0
 """Seconds beyond all deadlines after which the process ends whatever still hangs."""
@@ -56,9 +64,9 @@ class Server(uvicorn.Server):
         """Whether it ended because only a new process can answer again."""
 
     @property
-    def service(self) -> Service | None:
+    def service(self) -> Service[Any] | None:
         """What the lifespan made; None before it began."""
-        service: Service | None = getattr(self._service_app.state, "service", None)
+        service: Service[Any] | None = getattr(self._service_app.state, "service", None)
         return service
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -93,7 +101,7 @@ class Server(uvicorn.Server):
         else:
             Context().run(self.begin_to_stop, service)  # not within the request that the signal happened to meet
 
-    def begin_to_stop(self, service: Service) -> None:
+    def begin_to_stop(self, service: Service[Any]) -> None:
         """Drain, and see to it that no thread that hangs can keep the process."""
         if not service.is_draining:
             service.drain()
@@ -138,3 +146,28 @@ def end_now() -> None:
     """End the process although something in it hangs."""
     logger.critical("something hangs beyond the time to drain; the process ends without it")
     os._exit(1)
+
+
+def server_config(service_app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Uvicorn's own settings for the service's port."""
+    return uvicorn.Config(
+        service_app,
+        host=settings.host,
+        port=settings.port,
+        http=bounded_protocol(settings),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+    )
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now: all is answered and closed, and taking down an interpreter full of torch takes seconds."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

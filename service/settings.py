@@ -79,11 +79,16 @@ class Settings(BaseSettings):
     other runs."""
     stream_threads: int = Field(0, ge=0)
     """Threads of each on a CPU; 0 divides the CPUs among the streams, and lets one that runs alone have up to four."""
+    fronts: int | None = Field(None, ge=0, le=256)
+    """Processes that speak HTTP and work on photos before the one that runs the networks, whose interpreter answers
+    some hundred requests a second by itself. If not set, all CPUs but two beside a GPU, and none on a CPU, whose
+    networks need the cores. Each admits twice its share of the limits on requests, connections and memory."""
     image_threads: int = Field(0, ge=0, le=1024)
-    """Threads that decode photos and draw answers; 0 is one per CPU, or one for each of `image_processes`."""
+    """Threads that decode photos and draw answers; 0 is one per CPU, one for each of `image_processes`, or two in each
+    front."""
     image_processes: int | None = Field(None, ge=0, le=1024)
-    """Processes that do so in the threads' stead: one interpreter decodes some 800 photos a second, however many
-    threads it has. By itself all CPUs but two beside a GPU, and none on a CPU, whose networks need the cores."""
+    """Processes that do so in the threads' stead, of each front where there are fronts. If not set, all CPUs but two
+    beside a GPU without fronts, else none."""
 
     max_batch_size: int = Field(0, ge=0, le=1024)
     """Photos of one forward pass; 0 takes what pays on this device, found for each model at the start."""

@@ -9,7 +9,8 @@ import sys
 import threading
 import traceback
 
-from service.pipeline import Pipeline, Service
+from service.device_pipeline import DevicePipeline
+from service.pipeline import Service
 
 logger = logging.getLogger("petseg.watchdog")
 
@@ -17,7 +18,7 @@ logger = logging.getLogger("petseg.watchdog")
 class Watchdog:
     """Reports the passes of `service` that take longer than its `stall_s`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service[DevicePipeline]) -> None:
         self._service = service
         self._reported: dict[str, tuple[int, float]] = {}
 
@@ -41,7 +42,7 @@ class Watchdog:
                 pipeline.passes.count_stall()
                 self._report(pipeline, thread=oldest[0])
 
-    def _report(self, pipeline: Pipeline, thread: int) -> None:
+    def _report(self, pipeline: DevicePipeline, thread: int) -> None:
         frame = sys._current_frames().get(thread)
         names = {each.ident: each.name for each in threading.enumerate()}
         logger.error(

@@ -13,9 +13,8 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.cli import server_config
 from service.protocol import bounded_protocol
-from service.server import OperationServer
+from service.server import OperationServer, server_config
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,7 @@ from models.architectures import get_architecture
 from models.base import SegmentationModel
 from models.checkpoint import ModelCard, save_checkpoint
 from service.app import create_app
-from service.pipeline import Pipeline
+from service.device_pipeline import DevicePipeline
 from service.settings import Settings
 from tests.fakes import encode, picture, read, until
 
@@ -152,7 +152,7 @@ async def test_a_network_that_does_not_run_leaves_the_old_one_serving(
 async def test_a_network_that_does_not_warm_up_leaves_nothing_behind(
     client: httpx.AsyncClient, app: FastAPI, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Pipeline) -> None:
+    def fail(self: DevicePipeline) -> None:
         raise RuntimeError("no memory for a second network")
 
     def device_threads() -> int:
@@ -160,7 +160,7 @@ async def test_a_network_that_does_not_warm_up_leaves_nothing_behind(
 
     before = device_threads()
     write_unet(folder / "a.safetensors", 2)
-    monkeypatch.setattr(Pipeline, "warm_up", fail)
+    monkeypatch.setattr(DevicePipeline, "warm_up", fail)
     await app.state.reloader.reload()
     await until(lambda: device_threads() == before)
     assert await seen_by(client, "a") == 0

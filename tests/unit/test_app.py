@@ -101,7 +101,7 @@ async def test_nothing_is_measured_for_a_stand_in(
     def measure(prepare: Callable[[int], Callable[[], object]], limit: int, **_: object) -> int:
         raise AssertionError("a start does not wait for that")
 
-    monkeypatch.setattr("service.pipeline.find_batch_size", measure)
+    monkeypatch.setattr("service.device_pipeline.find_batch_size", measure)
     app = create_app(Settings(checkpoints=checkpoint_folder, engine="auto", engine_cache=tmp_path))
     async with app.router.lifespan_context(app):
         assert app.state.service.is_ready
@@ -111,7 +111,7 @@ async def test_nothing_is_measured_for_a_stand_in(
 async def test_a_batch_size_that_an_engine_knows_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, unet: Checkpoint
 ) -> None:
-    monkeypatch.setattr("service.pipeline.find_batch_size", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("service.device_pipeline.find_batch_size", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(TorchEngine, "best_batch_size", 3)
     app = create_app(Settings(device="cpu", engine="torch"), [unet])
     async with app.router.lifespan_context(app):
@@ -130,7 +130,7 @@ async def test_the_batch_size_is_measured_unless_it_is_set(
         prepare(2)()
         return 4
 
-    monkeypatch.setattr("service.pipeline.find_batch_size", measure)
+    monkeypatch.setattr("service.device_pipeline.find_batch_size", measure)
     app = create_app(Settings(max_batch_size=asked, device="cpu"), [unet])
     async with app.router.lifespan_context(app):
         assert app.state.service.pipelines["unet"].batcher.max_batch_size == found

@@ -252,7 +252,7 @@ def test_prompts_that_do_not_fit_are_refused(unet: Checkpoint, clicker: Predicto
     with pytest.raises(PromptMismatch, match="got no prompt, this model needs clicks"):
         clicker.prepare(upload, None, None)
     with pytest.raises(PromptMismatch, match="got no prompt"):
-        clicker.check_prompt(None)
+        clicker.facts.check_prompt(None)
 
 
 @pytest.mark.parametrize(("x", "y"), [(-0.5, 3), (60, 3), (3, 40), (3, -1), (1e8, 3)])

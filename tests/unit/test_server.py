@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service import pipeline, server
-from service.pipeline import Service
+from service.pipeline import Pipeline, Service
 from service.server import Server
 from service.settings import Settings
 
@@ -30,7 +30,7 @@ class FakeTimer:
         self.started.append(self)
 
 
-class FakeService(Service):
+class FakeService(Service[Pipeline]):
     """A service whose work and health the test decides."""
 
     is_busy = False

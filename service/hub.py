@@ -1,0 +1,380 @@
+"""The process that runs the networks, behind fronts: starts them, replaces those that end, and answers what they ask.
+
+Beside a GPU one interpreter is what limits the service: event loop and threads take turns at its lock while the device
+waits. Fronts take HTTP and photos out of it; what stays costs some tenths of a millisecond a photo, and batches are
+made of the photos of all fronts. Callers meet the fronts alone, which all accept from one listening socket: whoever is
+idle takes the next connection, and where a front ends, others take what it had not accepted yet.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import multiprocessing
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from starlette.types import Scope
+
+from models.letterbox import Array
+from service.admission import Limiter, OwnLimiter
+from service.affinity import ask_app
+from service.device_pipeline import DevicePipeline
+from service.errors import Problem
+from service.front_messages import Counted, OperationAnswer, PhotoAnswer, PhotoAsk, ServedModel
+from service.image_processes import can_have_processes
+from service.link import Link
+from service.metrics import Metrics, ModelMetrics
+from service.model_facts import ModelFacts
+from service.operation import create_bare_operation_app
+from service.photo_slots import PhotoSlots, can_share_memory
+from service.pipeline import Service
+from service.settings import Settings
+
+logger = logging.getLogger("petseg.hub")
+
+_START_S = 60.0
+"""For all fronts to listen, once the models are warm."""
+_BACKLOG = 2048
+_RESTART_S = 1.0
+"""At least between two starts of one front."""
+_END_S = 2.0
+
+THREADS_OF_A_FRONT = 2
+"""For photos: a large one does not hold up all others."""
+
+_SHARED_LIMITS = ("max_requests", "max_client_requests", "max_connections", "queue_size", "max_held_bytes")
+
+
+class FrontsFailedError(RuntimeError):
+    """The fronts did not come to listen."""
+
+
+@dataclass(frozen=True)
+class FrontSpec:
+    """What a front is started with."""
+
+    settings: Settings
+    has_request_lines: bool
+    link: socket.socket
+    listener: socket.socket
+    slots: PhotoSlots
+
+
+def can_have_fronts() -> bool:
+    """Whether this system can fork processes that share sockets and memory."""
+    return can_have_processes() and can_share_memory()
+
+
+def hub_settings(settings: Settings) -> Settings:
+    """`settings` of the process that runs the networks, which works on no photos."""
+    return settings.model_copy(update={"image_processes": 0, "image_threads": 1})
+
+
+def front_settings(settings: Settings, streams: int) -> Settings:
+    """`settings` of one of the fronts: of each limit twice its share, since they are never equally busy.
+
+    streams: the hub's.
+    """
+    fronts = settings.fronts or 1
+    shares = {}
+    for name in _SHARED_LIMITS:
+        limit = getattr(settings, name)
+        shares[name] = min(limit, math.ceil(2 * limit / fronts))
+    largest = max(settings.max_body_bytes, settings.max_batch_body_bytes)
+    shares["max_held_bytes"] = min(settings.max_held_bytes, max(shares["max_held_bytes"], largest))
+    processes = settings.image_processes or 0
+    threads = processes or settings.image_threads or THREADS_OF_A_FRONT
+    own = {"streams": streams, "image_processes": processes, "image_threads": threads}
+    return settings.model_copy(update=shares | own)
+
+
+def slot_bytes(models: Iterable[ModelFacts]) -> int:
+    """Memory for a photo and its scores, for any of `models`."""
+    return max((4 * max(1, len(each.class_names)) * each.image_size**2 for each in models), default=0)
+
+
+class Hub:
+    """The fronts of one server."""
+
+    def __init__(
+        self,
+        run_front: Callable[[FrontSpec], None],
+        settings: Settings,
+        listener: socket.socket,
+        has_request_lines: bool,
+    ) -> None:
+        """run_front: what a front's process does. listener: bound, listened on once the models are warm."""
+        self._run_front = run_front
+        self._settings = settings
+        self._listener = listener
+        self._has_request_lines = has_request_lines
+        self._count = settings.fronts or 0
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([run_front.__module__])
+        ensure_running()  # its imports take as long as the models
+        self._fronts: set[_Front] = set()
+        self._keys = itertools.count()
+        self._models: dict[int, DevicePipeline] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_open = False
+        self._is_closing = False
+        self._serving = 0
+        self._changed = asyncio.Event()
+
+    async def start(self, app: FastAPI, service: Service[DevicePipeline], models: Iterable[ModelFacts]) -> None:
+        """Start the processes: they load beside the models' warm-up."""
+        self._service = service
+        self._metrics: Metrics = app.state.metrics
+        self._operation = create_bare_operation_app(app)
+        self._limiter: Limiter = OwnLimiter()
+        self._slot_bytes = slot_bytes(models)
+        service.on_change = self._publish
+        loop = asyncio.get_running_loop()
+        service.on_drain = lambda: loop.call_soon_threadsafe(self._drain)  # which a signal's handler may have begun
+        self._tasks = [asyncio.create_task(self._keep(number)) for number in range(self._count)]
+        for task in self._tasks:
+            task.add_done_callback(self._note_end)
+
+    async def open(self) -> None:
+        """Listen, and return once every front serves. Raises FrontsFailedError."""
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+        self._is_open = True
+        self._publish()
+        try:
+            async with asyncio.timeout(_START_S):
+                while self._serving < self._count:
+                    await self._changed.wait()
+                    self._changed.clear()
+                    for task in self._tasks:
+                        if task.done():
+                            task.result()
+        except TimeoutError:
+            raise FrontsFailedError(f"got {self._serving} fronts within {_START_S:g} s, wanted {self._count}") from None
+
+    async def close(self) -> None:
+        """Let the fronts finish what they accepted, within what is left of the drain; then end them."""
+        self._is_closing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._service.drain_left_s):
+                for front in list(self._fronts):
+                    await front.is_gone.wait()
+        for task in self._tasks:
+            task.cancel()
+        fronts = list(self._fronts)
+        for front in fronts:
+            front.link.close()
+        await asyncio.gather(*(asyncio.to_thread(front.end) for front in fronts))
+
+    def _publish(self) -> None:
+        """Tell every front what is served."""
+        if not self._is_open:
+            return
+        served = self._service.pipelines.values()
+        self._models = {key: each for key, each in self._models.items() if each in served}
+        known = {id(each) for each in self._models.values()}
+        self._models |= {next(self._keys): each for each in served if id(each) not in known}
+        for front in self._fronts:
+            front.publish(self._models)
+
+    async def _keep(self, number: int) -> None:
+        """Have a front run until the end."""
+        while not self._is_closing:
+            started_at = time.monotonic()
+            front = await self._start_one(number)
+            self._fronts.add(front)
+            if self._is_open:
+                front.publish(self._models)
+            await front.is_gone.wait()
+            self._fronts.discard(front)
+            await asyncio.to_thread(front.end)
+            if self._is_closing or self._service.is_draining:
+                return
+            logger.error("front %d ended with exit code %s; another one starts", number, front.exit_code)
+            await asyncio.sleep(max(0.0, started_at + _RESTART_S - time.monotonic()))
+
+    async def _start_one(self, number: int) -> "_Front":
+        own_settings = front_settings(self._settings, self._service.settings.streams)
+        slots = PhotoSlots.create(own_settings.queue_size, self._slot_bytes)
+        own, other = socket.socketpair()
+
+        def start() -> Any:
+            spec = FrontSpec(own_settings, self._has_request_lines, other, self._listener, slots)
+            process = self._context.Process(target=self._run_front, args=(spec,), name=f"front-{number}")
+            process.start()
+            return process
+
+        with other:
+            process = await asyncio.to_thread(start)
+        front = _Front(process, slots, self._service, self._metrics, self._limiter, self._operation, self._note_serving)
+        await front.connect(own)
+        return front
+
+    def _note_end(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("a front cannot be kept", exc_info=error)
+        self._changed.set()
+
+    def _note_serving(self) -> None:
+        self._serving += 1
+        self._changed.set()
+
+    def _drain(self) -> None:
+        """Tell the fronts that the end has begun."""
+        for front in self._fronts:
+            front.link.notify("drain")
+
+
+class _Front:
+    """One front, seen from the hub."""
+
+    link: Link
+
+    def __init__(
+        self,
+        process: Any,
+        slots: PhotoSlots,
+        service: Service[DevicePipeline],
+        metrics: Metrics,
+        limiter: Limiter,
+        operation: FastAPI,
+        on_serving: Callable[[], None],
+    ) -> None:
+        self.is_gone = asyncio.Event()
+        self._process = process
+        self._slots = slots
+        self._service = service
+        self._metrics = metrics
+        self._limiter = limiter
+        self._operation = operation
+        self._on_serving = on_serving
+        self._held: dict[int, tuple[DevicePipeline, ExitStack]] = {}
+        self._photo_metrics: dict[str, ModelMetrics] = {}
+        self._told = Counted()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of its process, once it has ended."""
+        code: int | None = self._process.exitcode
+        return code
+
+    async def connect(self, end: socket.socket) -> None:
+        """Open the link, by which it asks from now on."""
+        handlers: dict[str, Callable[..., Any]] = {
+            "predict": self._predict,
+            "find": self._find,
+            "take": self._limiter.take,
+            "look": self._limiter.look,
+            "charge": self._limiter.charge,
+            "operate": self._operate,
+            "serving": self._on_serving,
+            "count": self._count,
+            "released": self._release,
+        }
+        self.link = Link(handlers, self._leave, expected=(Problem,))
+        await self.link.connect(end)
+
+    def publish(self, models: dict[int, DevicePipeline]) -> None:
+        """Tell it what is served; each model is held until the front releases it."""
+        for key, pipeline in models.items():
+            if key not in self._held:
+                stack = ExitStack()
+                stack.enter_context(pipeline.in_use())
+                self._held[key] = pipeline, stack
+        catalogue = [ServedModel(key, each.facts, each.batch_limit) for key, each in models.items()]
+        self.link.notify("catalogue", catalogue)
+
+    def end(self) -> None:
+        """Make sure that the process has ended; takes a moment, on any thread."""
+        self._process.join(_END_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(_END_S)
+
+    def _leave(self) -> None:
+        """The process is gone."""
+        self._note_levels(Counted())
+        for key in list(self._held):
+            self._release(key)
+        self.is_gone.set()
+
+    def _release(self, key: int) -> None:
+        _, stack = self._held.pop(key)
+        stack.close()
+
+    async def _predict(self, ask: PhotoAsk) -> PhotoAnswer:
+        pipeline = self._held[ask.model][0]
+        row = pipeline.predictor.take_up(ask.digest, ask.upload, ask.original_size, ask.prompt, self._planes(ask))
+        pipeline.metrics.count_lookup(row.was_held)
+        pipeline.check_health()
+        with pipeline.problems(ask.deadline):
+            batched = await pipeline.submit(row, ask.deadline)
+        prediction = batched.result
+        scores = prediction.logits.numpy()
+        if ask.slot is not None and scores.nbytes <= self._slots.size:
+            self._slots.view(ask.slot, scores.shape, np.float32)[:] = scores
+            left = None
+        else:
+            left = scores
+        return PhotoAnswer(
+            shape=scores.shape,
+            scores=left,
+            chosen_prompt=prediction.chosen_prompt,
+            queue_s=batched.queue_s,
+            run_s=batched.run_s,
+            batch_size=batched.batch_size,
+            encode_s=prediction.encode_s,
+            decode_s=prediction.decode_s,
+            retry_after_s=pipeline.retry_after_s(),
+        )
+
+    def _planes(self, ask: PhotoAsk) -> Array | None:
+        """The planes, in memory that stays: whoever leaves may have his slot reused before the pass has read it."""
+        if not ask.is_in_slot:
+            return ask.planes
+        side = self._held[ask.model][0].facts.image_size
+        assert ask.slot is not None
+        planes: Array = self._slots.view(ask.slot, (3, side, side), np.uint8).copy()
+        return planes
+
+    def _find(self, key: int, digest: str) -> tuple[bytes, tuple[int, int]] | None:
+        kept = self._held[key][0].predictor.find(digest)
+        return None if kept is None else (kept.upload, kept.original_size)
+
+    async def _operate(self, scope: Scope, request_id: str) -> OperationAnswer:
+        scope["state"] = {"request_id": request_id}
+        status, headers, body = 500, list[tuple[bytes, bytes]](), b""
+        async for message in ask_app(self._operation, scope, b""):
+            if message["type"] == "http.response.start":
+                status, headers = message["status"], list(message["headers"])
+            body += message.get("body", b"")
+        return OperationAnswer(status, headers, body, scope["state"].get("problem", ""))
+
+    def _count(self, counted: Counted) -> None:
+        for request in counted.requests:
+            self._metrics.count_request(**request)
+        for photo in counted.photos:
+            self._of_model(photo.model, photo.keeps_images).count_photo(photo.outcome, photo.stages)
+        for model, was_held in counted.lookups:
+            self._of_model(model, True).count_lookup(was_held)
+        self._note_levels(counted)
+
+    def _of_model(self, model: str, keeps_images: bool) -> ModelMetrics:
+        if model not in self._photo_metrics:
+            self._photo_metrics[model] = self._metrics.of_model(model, keeps_images)
+        return self._photo_metrics[model]
+
+    def _note_levels(self, counted: Counted) -> None:
+        """Move the service's levels by what has changed at this front."""
+        told, self._told = self._told, counted
+        self._metrics.requests_in_flight.inc(counted.requests_in_flight - told.requests_in_flight)
+        for key, (pipeline, _) in self._held.items():
+            pipeline.in_flight += counted.photos_in_flight.get(key, 0) - told.photos_in_flight.get(key, 0)
