@@ -10,9 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
+from service.hub import can_have_fronts
 from tests.e2e.server import start, wait_until_ready
 from tests.fakes import encode, picture
+
+needs_fronts = pytest.mark.skipif(not can_have_fronts(), reason="this system forks no processes that share memory")
 
 PNG = {"content-type": "image/png"}
 
@@ -24,10 +28,13 @@ def until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_reload_by_signal_then_stop_without_losing_a_request(checkpoint_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fronts", [0, pytest.param(2, marks=needs_fronts)])
+def test_reload_by_signal_then_stop_without_losing_a_request(
+    checkpoint_folder: Path, tmp_path: Path, fronts: int
+) -> None:
     folder, log, photo = tmp_path / "checkpoints", tmp_path / "log.txt", encode(picture())
     shutil.copytree(checkpoint_folder, folder)
-    process, url = start(folder, log, {"PETSEG_LOG_FORMAT": "json"})
+    process, url = start(folder, log, {"PETSEG_LOG_FORMAT": "json", "PETSEG_FRONTS": fronts})
     goes_on = threading.Event()
 
     def figures() -> str:
