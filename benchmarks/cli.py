@@ -229,7 +229,9 @@ def gpu_command(
     out: Out = DEFAULT_OUT,
     photos: Photos = None,
     weights: Weights = "shipped",
-    servers: Annotated[str, typer.Option(help="How many servers beside each other, with commas.")] = "1,2,4",
+    fronts: Annotated[
+        str, typer.Option(help="How many fronts, with commas; auto is what the server takes.")
+    ] = "auto,0",
     short: Short = False,
     smoke: Smoke = False,
 ) -> None:
@@ -248,14 +250,14 @@ def gpu_command(
     for checkpoint in checkpoints:
         plan = GpuPlan(checkpoint, sent, pace.seconds, pace.warm_up_s, generators=max(1, cores // 4))
         if smoke:
-            plan = replace(plan, clients=(2,), servers=(1,))
+            plan = replace(plan, clients=(2,), fronts=(1,))
             runs = raw_runs(plan, (1, 2), (1,), (1,))
         else:
-            plan = replace(plan, servers=read_counts(servers))
+            plan = replace(plan, fronts=read_fronts(fronts))
             runs = raw_runs(plan, sizes, streams, threads)
         raw += [tell(each, f"{each.model} {each.task} {each.precision}") for each in run_raw(runs)]
         for row in measure_gpu(plan):
-            rows.append(tell(row, f"{row.model} {row.servers} servers x {row.clients}"))
+            rows.append(tell(row, f"{row.model} {row.fronts} fronts x {row.clients}"))
             write_results(out, "gpu", {"raw": raw, "rows": rows, "window": f"{pace.seconds:g} s"})
 
 
@@ -365,12 +367,12 @@ def ensure_large_photos(out: Path) -> Path:
     return folder if folder.is_dir() else write_large_photos(folder)
 
 
-def read_counts(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them. Raises ValueError."""
-    counts = tuple(int(word) for word in text.split(",") if word.strip().isdigit())
-    if not counts or not all(counts):
-        raise ValueError(f"got {text!r}, wanted whole numbers from 1 with commas between them")
-    return counts
+def read_fronts(text: str) -> tuple[int | None, ...]:
+    """Whole numbers, or None for `auto`, with commas between them. Raises ValueError."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word == "auto" or word.isdigit() for word in words):
+        raise ValueError(f"got {text!r}, wanted whole numbers or auto with commas between them")
+    return tuple(None if word == "auto" else int(word) for word in words)
 
 
 def ensure(folder: Path) -> Path:
@@ -383,7 +385,7 @@ def tell(found: T, name: str) -> T:
     """Print the gist of a row as soon as it is there."""
     facts = asdict(found)  # type: ignore[call-overload]
     load = ("streams", "batch_size", "rate", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms", "cpu_ms", "errors")
-    shown = (*load, "batch", "gpu_busy", "cores", "loop")
+    shown = (*load, "batch", "gpu_busy", "cores", "hub", "loop", "host")
     typer.echo(f"{name:<44} " + "  ".join(f"{key} {facts[key]:.4g}" for key in shown if key in facts))
     return found
 

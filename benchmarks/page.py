@@ -257,7 +257,7 @@ def _gpu_section(found: Results) -> list[str]:
     rows = [
         (
             f"`{row.model}`",
-            str(row.servers),
+            str(row.fronts),
             str(row.clients),
             f"{row.rate:.0f}",
             f"{row.rate / best_forward(found.gpu_raw, row.model).rate:.2f}",
@@ -266,20 +266,22 @@ def _gpu_section(found: Results) -> list[str]:
             f"{row.batch:.1f}",
             f"{100 * row.gpu_busy:.0f}",
             f"{row.cores:.1f}",
+            f"{row.hub:.2f}",
             f"{100 * row.loop:.0f}",
+            f"{100 * row.host:.0f}",
             *(f"{row.stage_ms[stage]:.1f}" for stage in STAGES),
             str(row.errors),
         )
         for row in found.gpu
     ]
-    load = ("model", "servers", "clients", "photos/s", "by raw", "p50 (ms)", "p99", "photos a pass", "GPU busy (%)")
+    load = ("model", "fronts", "clients", "photos/s", "by raw", "p50 (ms)", "p99", "photos a pass", "GPU busy (%)")
     stages = (f"{stage} (ms)" for stage in STAGES)
-    header = (*load, "servers' cores", "event loop busy (%)", *stages, "errors")
+    header = (*load, "cores", "the hub's", "its event loop (%)", "all CPUs busy (%)", *stages, "errors")
     return [
         "## On a GPU",
-        "Servers beside each other share the GPU and the CPUs; the load generator's processes take CPUs too. A GPU is "
-        "busy, by its driver, while any kernel runs. An event loop that is busy all the time is the limit of its "
-        "server; image processes that are so, of the host.",
+        "Fronts speak HTTP and work on photos, the hub runs the network; load generators take CPUs too. A GPU is busy, "
+        "by its driver, while any kernel runs. A hub's event loop that is busy all the time is the limit of its server; "
+        "CPUs that are so, of the machine.",
         table(header, rows),
         "The raw passes: squares in the GPU's memory to logits in the host's, the same from the host's memory, and "
         "uploads to PNG in one process with so many threads.",

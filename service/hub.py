@@ -126,7 +126,6 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._is_open = False
         self._is_closing = False
-        self._serving = 0
         self._changed = asyncio.Event()
 
     async def start(self, app: FastAPI, service: Service[DevicePipeline], models: Iterable[ModelFacts]) -> None:
@@ -174,6 +173,10 @@ class Hub:
             front.link.close()
         await asyncio.gather(*(asyncio.to_thread(front.end) for front in fronts))
 
+    @property
+    def _serving(self) -> int:
+        return sum(front.is_serving for front in self._fronts)
+
     def _publish(self) -> None:
         """Tell every front what is served."""
         if not self._is_open:
@@ -189,12 +192,18 @@ class Hub:
         """Have a front run until the end."""
         while not self._is_closing:
             started_at = time.monotonic()
-            front = await self._start_one(number)
+            try:
+                front = await self._start_one(number)
+            except OSError as error:
+                logger.error("front %d cannot be started, tried again in %g s: %s", number, _RESTART_S, error)
+                await asyncio.sleep(_RESTART_S)
+                continue
             self._fronts.add(front)
             if self._is_open:
                 front.publish(self._models)
             await front.is_gone.wait()
             self._fronts.discard(front)
+            self._note_change()
             await asyncio.to_thread(front.end)
             if self._is_closing or self._service.is_draining:
                 return
@@ -214,7 +223,7 @@ class Hub:
 
         with other:
             process = await asyncio.to_thread(start)
-        front = _Front(process, slots, self._service, self._metrics, self._limiter, self._operation, self._note_serving)
+        front = _Front(process, slots, self._service, self._metrics, self._limiter, self._operation, self._note_change)
         await front.connect(own)
         return front
 
@@ -223,8 +232,9 @@ class Hub:
             logger.critical("a front cannot be kept", exc_info=error)
         self._changed.set()
 
-    def _note_serving(self) -> None:
-        self._serving += 1
+    def _note_change(self) -> None:
+        """A front has begun to serve, or is gone."""
+        self._metrics.fronts.set(self._serving)
         self._changed.set()
 
     def _drain(self) -> None:
@@ -246,16 +256,18 @@ class _Front:
         metrics: Metrics,
         limiter: Limiter,
         operation: FastAPI,
-        on_serving: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
+        """on_change: called when it begins to serve."""
         self.is_gone = asyncio.Event()
+        self.is_serving = False
         self._process = process
         self._slots = slots
         self._service = service
         self._metrics = metrics
         self._limiter = limiter
         self._operation = operation
-        self._on_serving = on_serving
+        self._on_change = on_change
         self._held: dict[int, tuple[DevicePipeline, ExitStack]] = {}
         self._photo_metrics: dict[str, ModelMetrics] = {}
         self._told = Counted()
@@ -275,7 +287,7 @@ class _Front:
             "look": self._limiter.look,
             "charge": self._limiter.charge,
             "operate": self._operate,
-            "serving": self._on_serving,
+            "serving": self._note_serving,
             "count": self._count,
             "released": self._release,
         }
@@ -298,6 +310,11 @@ class _Front:
         if self._process.is_alive():
             self._process.kill()
             self._process.join(_END_S)
+        self._slots.close()
+
+    def _note_serving(self) -> None:
+        self.is_serving = True
+        self._on_change()
 
     def _leave(self) -> None:
         """The process is gone."""

@@ -5,6 +5,7 @@
 | petseg_requests_total | route, model, output, status | HTTP requests answered; status 499: the client left |
 | petseg_request_seconds | route, model | histogram: first byte in to last byte out |
 | petseg_requests_in_flight | | HTTP requests being answered now |
+| petseg_fronts | | processes that answer callers before this one; 0 where it does so itself |
 | petseg_problems_total | model, problem | answers that were RFC 9457 problems, by their type's last word |
 | petseg_photos_total | model, outcome | photos, also those of batches; ok, cancelled or the problem's word |
 | petseg_stage_seconds | model, stage | histogram, for each photo: receive, decode, queue, inference, draw |
@@ -76,6 +77,7 @@ class Metrics:
         self.requests_in_flight = Gauge(
             "petseg_requests_in_flight", "HTTP requests being answered now", registry=self.registry
         )
+        self.fronts = Gauge("petseg_fronts", "Processes that answer callers before this one", registry=self.registry)
         self.problems = self._counter("problems", "Answers that were problems", "model", "problem")
         self.photos = self._counter("photos", "Photos by what became of them", "model", "outcome")
         self.stage_seconds = self._seconds("stage", "One photo's time in one stage", "model", "stage")

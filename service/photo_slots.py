@@ -3,6 +3,7 @@
 Copying both through a socket would take an event loop longer than all else that it does for a photo.
 """
 
+import math
 import mmap
 import os
 from collections import deque
@@ -54,13 +55,12 @@ class PhotoSlots:
     def view(self, slot: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """The beginning of a slot as an array; valid until the slot is given back."""
         kind = np.dtype(dtype)
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         assert count * kind.itemsize <= self.size
         return np.frombuffer(self._memory, kind, count, slot * self.size).reshape(shape)
 
     def close(self) -> None:
-        """Let go of the memory; arrays must be gone by now."""
-        self._memory.close()
+        """Lend them to no further process. The memory goes with the last array that lies in it."""
         os.close(self._descriptor)
 
 
