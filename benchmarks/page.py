@@ -280,8 +280,8 @@ def _gpu_section(found: Results) -> list[str]:
     return [
         "## On a GPU",
         "Fronts speak HTTP and work on photos, the hub runs the network; load generators take CPUs too. A GPU is busy, "
-        "by its driver, while any kernel runs. A hub's event loop that is busy all the time is the limit of its server; "
-        "CPUs that are so, of the machine.",
+        "by its driver, while any kernel runs. A hub's event loop that is busy all the time is the limit of its "
+        "server; CPUs that are so, of the machine.",
         table(header, rows),
         "The raw passes: squares in the GPU's memory to logits in the host's, the same from the host's memory, and "
         "uploads to PNG in one process with so many threads.",
