@@ -94,6 +94,7 @@ class ClipBackbone(nn.Module):
         """sha256 over sorted names and float32 values: the same whatever file they came from."""
         self._tokenizer_name = tokenizer_name
         self._tokenizer: Any = None
+        self._tokens: OrderedDict[str, Tensor] = OrderedDict()
         self._texts: OrderedDict[tuple[bytes, torch.device, torch.dtype], Tensor] = OrderedDict()
         self._lock = threading.Lock()
         self.eval()
@@ -154,13 +155,24 @@ class ClipBackbone(nn.Module):
             return torch.stack([known[key] for key in keys])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> [N, 77] int64; longer ones are cut."""
+        """Texts -> [N, 77] int64; longer ones are cut.
+
+        The latest texts' tokens are kept: callers send the same few again and again, and mending a text's encoding, as
+        CLIP's tokenizer does first, takes a millisecond.
+        """
         with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = _build_tokenizer(self._tokenizer_name, self.context_length)
-            tokens: Tensor = self._tokenizer(list(texts))
-            _forget_words(self._tokenizer)
-        return tokens.long()
+            missing = [text for text in dict.fromkeys(texts) if text not in self._tokens]
+            if missing:
+                if self._tokenizer is None:
+                    self._tokenizer = _build_tokenizer(self._tokenizer_name, self.context_length)
+                self._tokens |= dict(zip(missing, self._tokenizer(missing).long(), strict=True))
+                _forget_words(self._tokenizer)
+            tokens = torch.stack([self._tokens[text] for text in texts])
+            for text in texts:
+                self._tokens.move_to_end(text)
+            while len(self._tokens) > _TEXT_CACHE_ROWS:
+                self._tokens.popitem(last=False)
+        return tokens
 
     def train(self, mode: bool = True) -> "ClipBackbone":
         """Stays in eval(): the towers are frozen, their batch statistics too."""

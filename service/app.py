@@ -20,6 +20,7 @@ from service.api_keys import KeyFileError, KeyRing
 from service.device_pipeline import DevicePipeline
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
+from service.figures import OwnFigures
 from service.gauges import ServiceCollector
 from service.hub import Hub, can_have_fronts
 from service.image_processes import ImageProcesses, ImageWork, InThread, can_have_processes
@@ -27,7 +28,7 @@ from service.image_threads import ImageThreads
 from service.image_work import PhotoLimits
 from service.label_studio_images import LabelStudioImages
 from service.memory import free_memory
-from service.metrics import Metrics, RequestMetrics
+from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.openapi import PetsegApp
 from service.pipeline import Service
@@ -75,6 +76,7 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     has_folder = app.state.has_folder = checkpoints is None
     app.state.predictors = build_predictors(loaded, app, with_stand_ins=has_folder)
     app.state.metrics = Metrics()
+    app.state.figures = OwnFigures(app.state.metrics)
     assemble(app, settings, app.state.metrics)
     return app
 
@@ -97,7 +99,7 @@ def create_bare_app(settings: Settings, lifespan: Callable[[Any], AbstractAsyncC
     return app
 
 
-def assemble(app: FastAPI, settings: Settings, metrics: RequestMetrics, limiter: Limiter | None = None) -> None:
+def assemble(app: FastAPI, settings: Settings, metrics: Metrics, limiter: Limiter | None = None) -> None:
     """Put the routes and what stands before them into `app`. Raises SettingsError for a file of keys that is none."""
     try:
         keys = KeyRing(settings.keys) if settings.keys is not None else None

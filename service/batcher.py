@@ -104,6 +104,9 @@ class _Batch(Generic[Item, Result]):
     stop: Stop
 
 
+_Outcome = tuple[_Entry[Item, Result], Batched[Result] | BaseException]
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `run(items) -> results` for many waiting callers at once, up to `max_batch_size` items a call.
 
@@ -210,8 +213,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             rest = list(self._queue.values())
             self._queue.clear()
-        for entry in rest:
-            self._deliver(entry, BatcherClosedError("the batcher was closed before the item ran"))
+        self._deliver([(entry, BatcherClosedError("the batcher was closed before the item ran")) for entry in rest])
 
     def _join(self, drain_s: float) -> None:
         ends_at = time.monotonic() + drain_s
@@ -232,8 +234,8 @@ class Batcher(Generic[Item, Result]):
                             self._run_entries(batch.entries)
             except BaseException as error:
                 logger.exception("a thread of %s broke down and goes on with the next batch", self._name)
-                for entry in batch.entries if batch is not None else []:
-                    self._deliver(entry, RuntimeError(f"the batch's thread raised {type(error).__name__}"))
+                broken = RuntimeError(f"the batch's thread raised {type(error).__name__}")
+                self._deliver([(entry, broken) for entry in (batch.entries if batch is not None else [])])
 
     def _wait_for_items(self) -> bool:
         """Block until something is queued; False once closed and drained."""
@@ -268,7 +270,7 @@ class Batcher(Generic[Item, Result]):
         run_s = time.monotonic() - started_at
         if isinstance(outcome, BaseException):
             if len(entries) == 1:
-                self._deliver(entries[0], outcome)
+                self._deliver([(entries[0], outcome)])
                 return
             middle = len(entries) // 2
             for half in (entries[:middle], entries[middle:]):
@@ -276,8 +278,12 @@ class Batcher(Generic[Item, Result]):
                     self._run_entries(waiting)
             return
         self._seconds_per_item += 0.2 * (run_s / len(entries) - self._seconds_per_item)
-        for entry, result in zip(entries, outcome, strict=True):
-            self._deliver(entry, Batched(result, started_at - entry.queued_at, run_s, len(entries)))
+        self._deliver(
+            [
+                (entry, Batched(result, started_at - entry.queued_at, run_s, len(entries)))
+                for entry, result in zip(entries, outcome, strict=True)
+            ]
+        )
 
     def _try_run(self, items: list[Item]) -> Sequence[Result] | BaseException:
         try:
@@ -292,14 +298,21 @@ class Batcher(Generic[Item, Result]):
         return results
 
     @staticmethod
-    def _deliver(entry: _Entry[Item, Result], outcome: "Batched[Result] | BaseException") -> None:
-        def settle() -> None:
-            if entry.future.done():
-                return
-            if isinstance(outcome, BaseException):
-                entry.future.set_exception(outcome)
-            else:
-                entry.future.set_result(outcome)
+    def _deliver(outcomes: "Sequence[_Outcome[Item, Result]]") -> None:
+        """Hand a batch's outcomes to its callers: their event loop is woken once, not once for each."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome[Item, Result]]] = {}
+        for each in outcomes:
+            by_loop.setdefault(each[0].loop, []).append(each)
 
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            entry.loop.call_soon_threadsafe(settle)
+        def settle(own: "list[_Outcome[Item, Result]]") -> None:
+            for entry, outcome in own:
+                if entry.future.done():
+                    continue
+                if isinstance(outcome, BaseException):
+                    entry.future.set_exception(outcome)
+                else:
+                    entry.future.set_result(outcome)
+
+        for loop, own in by_loop.items():
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(settle, own)

@@ -10,8 +10,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Generator, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Generator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,22 +22,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.affinity import plain_scope
 from service.app import assemble, create_bare_app
-from service.front_messages import Counted, CountedPhoto, OperationAnswer, ServedModel
+from service.figures import series_of
+from service.front_messages import FrontFigures, OperationAnswer, ServedModel
 from service.front_pipeline import FrontPipeline
 from service.hub import FrontSpec
 from service.image_threads import ImageThreads
 from service.link import Link, LinkClosedError
 from service.logs import configure_logging
 from service.memory import return_large_blocks
+from service.metrics import Metrics
 from service.pipeline import Service, not_ready
 from service.rate_limits import Allowance, Quota
 from service.server import SWITCH_INTERVAL_S, Server, leave, server_config
-from service.stages import Stage
 
 logger = logging.getLogger("petseg.front")
 
-_COUNT_S = 0.2
-"""Between two reports of what was counted."""
+_TELL_S = 5.0
+"""Between two times that the hub is told the figures without asking: what it loses at most where this one dies."""
 _PAUSE_S = 1.0
 """Without accepting, where the process has no more file descriptors."""
 
@@ -65,7 +66,7 @@ class Front:
         self._settings = spec.settings
         self._end = spec.link
         self._slots = spec.slots
-        self._counts = Counts()
+        self._metrics = Metrics(of_service=False)
         self._has_models = asyncio.Event()
         self._is_ending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,7 +75,8 @@ class Front:
         self.app.state.service = self.service
         paths = {"/healthz", "/readyz"} | ({"/metrics"} if spec.settings.operation_port is None else set())
         self.app.add_middleware(OperationRelay, ask=self._ask_operation, paths=paths)
-        assemble(self.app, spec.settings, self._counts, HubLimiter(self._call, self._notify))
+        self.app.state.metrics = self._metrics
+        assemble(self.app, spec.settings, self._metrics, HubLimiter(self._call, self._notify))
 
     def say_serving(self) -> None:
         """Tell the hub that callers are answered."""
@@ -83,10 +85,14 @@ class Front:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         self._pool = ImageThreads(self._settings.image_threads, app.state.work)
-        handlers: dict[str, Callable[..., Any]] = {"catalogue": self._take_up, "drain": self.service.drain}
+        handlers: dict[str, Callable[..., Any]] = {
+            "catalogue": self._take_up,
+            "drain": self.service.drain,
+            "figures": self._figures,
+        }
         self.link = Link(handlers, self._end_without_hub)
         await self.link.connect(self._end)
-        counting = asyncio.create_task(self._report())
+        telling = asyncio.create_task(self._tell_figures())
         try:
             await asyncio.to_thread(self._pool.wait_until_started)
             await self._has_models.wait()
@@ -94,8 +100,8 @@ class Front:
             yield
         finally:
             self._is_ending = True
-            counting.cancel()
-            self._tell_counts()
+            telling.cancel()
+            self.link.notify("tell", self._figures())
             self.link.close()
             await asyncio.to_thread(self._pool.close)
             await asyncio.to_thread(app.state.work.close)
@@ -113,7 +119,7 @@ class Front:
         self._has_models.set()
 
     def _build(self, model: ServedModel) -> FrontPipeline:
-        metrics = self._counts.of_model(model.facts.name, model.facts.keeps_images)
+        metrics = self._metrics.of_model(model.facts.name, model.facts.keeps_images)
         work = self.app.state.work
         return FrontPipeline(model, work, self._pool, self._settings, metrics, self.link, self._slots)
 
@@ -121,18 +127,16 @@ class Front:
         await old.until_unused()
         self.link.notify("released", old.key)
 
-    async def _report(self) -> None:
-        while True:
-            await asyncio.sleep(_COUNT_S)
-            self._tell_counts()
-
-    def _tell_counts(self) -> None:
+    def _figures(self) -> FrontFigures:
         levels = {each.key: each.in_flight for each in self.service.pipelines.values() if each.in_flight}
-        if (counted := self._counts.take(levels)) is not None:
-            self.link.notify("count", counted)
+        return FrontFigures(series_of(self._metrics.registry), levels)
+
+    async def _tell_figures(self) -> None:
+        while True:
+            await asyncio.sleep(_TELL_S)
+            self.link.notify("tell", self._figures())
 
     async def _ask_operation(self, scope: Scope, request_id: str) -> OperationAnswer:
-        self._tell_counts()  # whoever looks at figures sees at least what he did himself
         answer: OperationAnswer = await self._call("operate", scope, request_id)
         return answer
 
@@ -150,72 +154,6 @@ class Front:
             logger.critical("the process that runs the networks is gone; this one ends too")
             logging.shutdown()
             os._exit(1)
-
-
-class Counts:
-    """What the app counts, until the hub is told: its figures are the service's."""
-
-    def __init__(self) -> None:
-        self._counted = Counted()
-        self._in_flight = 0
-        self._levels: dict[int, int] = {}
-        self._told_in_flight = 0
-
-    @contextmanager
-    def _answering(self) -> Generator[None, None, None]:
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
-    def answering(self) -> AbstractContextManager[None]:
-        """Around the time in which a request is answered."""
-        return self._answering()
-
-    def count_request(self, *, stages: Iterable[Stage], **facts: Any) -> None:
-        """Count one HTTP request that is over."""
-        self._counted.requests.append(facts | {"stages": tuple(stages)})
-
-    def of_model(self, model: str, keeps_images: bool) -> "PhotoCounts":
-        """Of one model."""
-        return PhotoCounts(self, model, keeps_images)
-
-    def add_photo(self, photo: CountedPhoto) -> None:
-        """Count one photo that is over."""
-        self._counted.photos.append(photo)
-
-    def add_lookup(self, model: str, was_held: bool) -> None:
-        """Count one look into the cache."""
-        self._counted.lookups.append((model, was_held))
-
-    def take(self, levels: dict[int, int]) -> Counted | None:
-        """All since the last time; None where nothing has changed. levels: photos in flight by model."""
-        counted, self._counted = self._counted, Counted()
-        counted.requests_in_flight, counted.photos_in_flight = self._in_flight, levels
-        is_news = counted.requests or counted.photos or counted.lookups
-        if not (is_news or levels != self._levels or self._in_flight != self._told_in_flight):
-            return None
-        self._levels, self._told_in_flight = levels, self._in_flight
-        return counted
-
-
-class PhotoCounts:
-    """The photos of one model."""
-
-    def __init__(self, counts: Counts, model: str, keeps_images: bool) -> None:
-        self._counts = counts
-        self._model = model
-        self._keeps_images = keeps_images
-
-    def count_photo(self, outcome: str, stages: Iterable[Stage]) -> None:
-        """Count one photo that is over."""
-        self._counts.add_photo(CountedPhoto(self._model, self._keeps_images, outcome, tuple(stages)))
-
-    def count_lookup(self, was_held: bool) -> None:
-        """Count one look into the cache; the hub counts those that it makes itself."""
-        if self._keeps_images:
-            self._counts.add_lookup(self._model, was_held)
 
 
 class HubLimiter:

@@ -13,7 +13,7 @@ fronts  processes before it that speak HTTP and work on photos; callers meet the
 | front notifies | |
 |---|---|
 | serving() | it listens |
-| count(Counted) | what happened since the last time |
+| tell(FrontFigures) | now and then, lest much is lost where it dies |
 | charge(client, quota, requests) | a request turned out to hold many |
 | released(model's key) | no request needs that model any more |
 
@@ -21,18 +21,21 @@ fronts  processes before it that speak HTTP and work on photos; callers meet the
 |---|---|
 | catalogue([ServedModel]) | what is served from now on |
 | drain() | the end has begun |
+
+| hub calls | front answers |
+|---|---|
+| figures() | FrontFigures |
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from models.letterbox import Array
 from models.prompts import Prompt
+from service.figures import Series
 from service.model_facts import ModelFacts
-from service.stages import Stage
 
 Scores = npt.NDArray[np.float32]
 """Logits [K, S, S]."""
@@ -55,7 +58,9 @@ class PhotoAsk:
     model: int
     digest: str
     upload: bytes
-    """Empty where the model keeps nothing of it."""
+    """Empty where the model keeps nothing of it, or where it is in the slot."""
+    slot_upload_bytes: int
+    """Of the upload, in the slot behind the planes."""
     original_size: tuple[int, int]
     prompt: Prompt
     deadline: float
@@ -98,24 +103,9 @@ class OperationAnswer:
 
 
 @dataclass(frozen=True)
-class CountedPhoto:
-    """One photo that is over."""
+class FrontFigures:
+    """What a front has counted since it began, and its levels."""
 
-    model: str
-    keeps_images: bool
-    outcome: str
-    stages: tuple[Stage, ...]
-
-
-@dataclass
-class Counted:
-    """What a front has to tell of the traffic."""
-
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    """Arguments of `Metrics.count_request`."""
-    photos: list[CountedPhoto] = field(default_factory=list)
-    lookups: list[tuple[str, bool]] = field(default_factory=list)
-    """(model, whether the photo was held)."""
-    requests_in_flight: int = 0
-    photos_in_flight: dict[int, int] = field(default_factory=dict)
+    series: Series
+    photos_in_flight: dict[int, int]
     """By the model's key."""

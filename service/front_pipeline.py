@@ -13,7 +13,7 @@ from service.front_messages import PhotoAnswer, PhotoAsk, Scores, ServedModel
 from service.image_processes import ImageWork
 from service.image_threads import ImageThreads
 from service.link import Link, LinkClosedError
-from service.metrics import PhotoMetrics
+from service.metrics import ModelMetrics
 from service.photo_reading import check_points, image_gone, image_not_kept, read_upload
 from service.photo_slots import PhotoSlots
 from service.pipeline import Pipeline, not_ready
@@ -39,7 +39,7 @@ class FrontPipeline(Pipeline):
         work: ImageWork,
         pool: ImageThreads,
         settings: Settings,
-        metrics: PhotoMetrics,
+        metrics: ModelMetrics,
         link: Link,
         slots: PhotoSlots,
     ) -> None:
@@ -76,14 +76,15 @@ class FrontPipeline(Pipeline):
     async def submit(self, prepared: Prepared, deadline: float) -> Batched[Prediction]:
         """The hub's prediction for a photo that `prepare` gave."""
         assert isinstance(prepared, ReadPhoto)
-        planes = prepared.planes
-        slot = self._slots.take(self._bytes_wanted())
+        planes, upload = prepared.planes, prepared.upload if self.facts.keeps_images else b""
+        slot, in_slot = self._slots.take(self._bytes_wanted()), 0
         if slot is not None and planes is not None:
-            self._slots.view(slot, planes.shape, np.uint8)[:] = planes
+            in_slot = self._put(slot, planes, upload)
         ask = PhotoAsk(
             model=self.key,
             digest=prepared.digest,
-            upload=prepared.upload if self.facts.keeps_images else b"",
+            upload=b"" if in_slot else upload,
+            slot_upload_bytes=in_slot,
             original_size=prepared.letterbox.original_size,
             prompt=prepared.prompt,
             deadline=deadline,
@@ -111,6 +112,14 @@ class FrontPipeline(Pipeline):
     def retry_after_s(self) -> int:
         """What the hub said last."""
         return self._retry_after_s
+
+    def _put(self, slot: int, planes: Array, upload: bytes) -> int:
+        """Write the planes into the slot, and the upload where it fits; the bytes of it that were written."""
+        in_slot = len(upload) if planes.nbytes + len(upload) <= self._slots.size else 0
+        memory = self._slots.view(slot, (planes.nbytes + in_slot,), np.uint8)
+        memory[: planes.nbytes] = planes.ravel()
+        memory[planes.nbytes :] = np.frombuffer(upload, np.uint8, in_slot)
+        return in_slot
 
     def _bytes_wanted(self) -> int:
         pixels = self.facts.image_size**2

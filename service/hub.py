@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
+from prometheus_client.metrics_core import Metric
 from starlette.types import Scope
 
 from models.letterbox import Array
@@ -28,10 +29,11 @@ from service.admission import Limiter, OwnLimiter
 from service.affinity import ask_app
 from service.device_pipeline import DevicePipeline
 from service.errors import Problem
-from service.front_messages import Counted, OperationAnswer, PhotoAnswer, PhotoAsk, ServedModel
+from service.figures import Series, add, with_others
+from service.front_messages import FrontFigures, OperationAnswer, PhotoAnswer, PhotoAsk, ServedModel
 from service.image_processes import can_have_processes
-from service.link import Link
-from service.metrics import Metrics, ModelMetrics
+from service.link import Link, LinkClosedError
+from service.metrics import Metrics
 from service.model_facts import ModelFacts
 from service.operation import create_bare_operation_app
 from service.photo_slots import PhotoSlots, can_share_memory
@@ -46,6 +48,8 @@ _BACKLOG = 2048
 _RESTART_S = 1.0
 """At least between two starts of one front."""
 _END_S = 2.0
+_FIGURES_S = 1.0
+"""For a front to tell its figures; the last ones stand for one that is too busy."""
 
 THREADS_OF_A_FRONT = 2
 """For photos: a large one does not hold up all others."""
@@ -101,6 +105,11 @@ def slot_bytes(models: Iterable[ModelFacts]) -> int:
     return max((4 * max(1, len(each.class_names)) * each.image_size**2 for each in models), default=0)
 
 
+def counts_of(series: Series) -> Series:
+    """What goes on counting when the process is gone: all but the requests that it was answering."""
+    return {key: value for key, value in series.items() if key[0] != "petseg_requests_in_flight"}
+
+
 class Hub:
     """The fronts of one server."""
 
@@ -121,6 +130,8 @@ class Hub:
         self._context.set_forkserver_preload([run_front.__module__])
         ensure_running()  # its imports take as long as the models
         self._fronts: set[_Front] = set()
+        self._past: Series = {}
+        """Counted by fronts that are gone."""
         self._keys = itertools.count()
         self._models: dict[int, DevicePipeline] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -135,6 +146,7 @@ class Hub:
         self._operation = create_bare_operation_app(app)
         self._limiter: Limiter = OwnLimiter()
         self._slot_bytes = slot_bytes(models)
+        app.state.figures = self
         service.on_change = self._publish
         loop = asyncio.get_running_loop()
         service.on_drain = lambda: loop.call_soon_threadsafe(self._drain)  # which a signal's handler may have begun
@@ -173,6 +185,17 @@ class Hub:
             front.link.close()
         await asyncio.gather(*(asyncio.to_thread(front.end) for front in fronts))
 
+    async def refresh(self) -> None:
+        """Ask every front for its figures."""
+        await asyncio.gather(*(front.ask_figures() for front in self._fronts))
+
+    def collect(self) -> Iterable[Metric]:
+        """The figures of all processes, added up."""
+        others = dict(self._past)
+        for front in list(self._fronts):
+            add(others, front.figures.series)
+        return with_others(self._metrics.registry.collect(), others)
+
     @property
     def _serving(self) -> int:
         return sum(front.is_serving for front in self._fronts)
@@ -203,6 +226,7 @@ class Hub:
                 front.publish(self._models)
             await front.is_gone.wait()
             self._fronts.discard(front)
+            add(self._past, counts_of(front.figures.series))
             self._note_change()
             await asyncio.to_thread(front.end)
             if self._is_closing or self._service.is_draining:
@@ -269,8 +293,8 @@ class _Front:
         self._operation = operation
         self._on_change = on_change
         self._held: dict[int, tuple[DevicePipeline, ExitStack]] = {}
-        self._photo_metrics: dict[str, ModelMetrics] = {}
-        self._told = Counted()
+        self.figures = FrontFigures({}, {})
+        """The last that it told."""
 
     @property
     def exit_code(self) -> int | None:
@@ -288,7 +312,7 @@ class _Front:
             "charge": self._limiter.charge,
             "operate": self._operate,
             "serving": self._note_serving,
-            "count": self._count,
+            "tell": self._note_figures,
             "released": self._release,
         }
         self.link = Link(handlers, self._leave, expected=(Problem,))
@@ -318,7 +342,7 @@ class _Front:
 
     def _leave(self) -> None:
         """The process is gone."""
-        self._note_levels(Counted())
+        self._note_figures(FrontFigures(self.figures.series, {}))
         for key in list(self._held):
             self._release(key)
         self.is_gone.set()
@@ -329,7 +353,8 @@ class _Front:
 
     async def _predict(self, ask: PhotoAsk) -> PhotoAnswer:
         pipeline = self._held[ask.model][0]
-        row = pipeline.predictor.take_up(ask.digest, ask.upload, ask.original_size, ask.prompt, self._planes(ask))
+        planes, upload = self._take_out(ask, pipeline.facts.image_size)
+        row = pipeline.predictor.take_up(ask.digest, upload, ask.original_size, ask.prompt, planes)
         pipeline.metrics.count_lookup(row.was_held)
         pipeline.check_health()
         with pipeline.problems(ask.deadline):
@@ -353,14 +378,15 @@ class _Front:
             retry_after_s=pipeline.retry_after_s(),
         )
 
-    def _planes(self, ask: PhotoAsk) -> Array | None:
-        """The planes, in memory that stays: whoever leaves may have his slot reused before the pass has read it."""
+    def _take_out(self, ask: PhotoAsk, side: int) -> tuple[Array | None, bytes]:
+        """Planes [3, S, S] and upload, in memory of their own: whoever leaves may have his slot reused before the pass
+        has read it."""
         if not ask.is_in_slot:
-            return ask.planes
-        side = self._held[ask.model][0].facts.image_size
+            return ask.planes, ask.upload
         assert ask.slot is not None
-        planes: Array = self._slots.view(ask.slot, (3, side, side), np.uint8).copy()
-        return planes
+        size = 3 * side * side
+        memory: Array = self._slots.view(ask.slot, (size + ask.slot_upload_bytes,), np.uint8)
+        return memory[:size].reshape(3, side, side).copy(), memory[size:].tobytes() or ask.upload
 
     def _find(self, key: int, digest: str) -> tuple[bytes, tuple[int, int]] | None:
         kept = self._held[key][0].predictor.find(digest)
@@ -375,23 +401,14 @@ class _Front:
             body += message.get("body", b"")
         return OperationAnswer(status, headers, body, scope["state"].get("problem", ""))
 
-    def _count(self, counted: Counted) -> None:
-        for request in counted.requests:
-            self._metrics.count_request(**request)
-        for photo in counted.photos:
-            self._of_model(photo.model, photo.keeps_images).count_photo(photo.outcome, photo.stages)
-        for model, was_held in counted.lookups:
-            self._of_model(model, True).count_lookup(was_held)
-        self._note_levels(counted)
+    async def ask_figures(self) -> None:
+        """Have `figures` be those of now, unless the front is too busy or gone."""
+        with suppress(LinkClosedError, TimeoutError):
+            async with asyncio.timeout(_FIGURES_S):
+                self._note_figures(await self.link.call("figures"))
 
-    def _of_model(self, model: str, keeps_images: bool) -> ModelMetrics:
-        if model not in self._photo_metrics:
-            self._photo_metrics[model] = self._metrics.of_model(model, keeps_images)
-        return self._photo_metrics[model]
-
-    def _note_levels(self, counted: Counted) -> None:
-        """Move the service's levels by what has changed at this front."""
-        told, self._told = self._told, counted
-        self._metrics.requests_in_flight.inc(counted.requests_in_flight - told.requests_in_flight)
+    def _note_figures(self, figures: FrontFigures) -> None:
+        """Take them, and move the models' levels by what has changed."""
+        before, self.figures = self.figures, figures
         for key, (pipeline, _) in self._held.items():
-            pipeline.in_flight += counted.photos_in_flight.get(key, 0) - told.photos_in_flight.get(key, 0)
+            pipeline.in_flight += figures.photos_in_flight.get(key, 0) - before.photos_in_flight.get(key, 0)

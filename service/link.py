@@ -64,6 +64,7 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._unread = bytearray()
+        self._unsent: list[bytes] = []
         self._numbers = itertools.count()
         self._calls: dict[int, _Call] = {}
         self._serving: dict[int, asyncio.Future[Any]] = {}
@@ -108,6 +109,7 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """Hang up, once all that was sent is on its way."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -143,7 +145,15 @@ class Link(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._transport.write(_LENGTH.pack(len(data)) + data)
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent += (_LENGTH.pack(len(data)), data)
+
+    def _flush(self) -> None:
+        """Write what this turn of the event loop has brought: a batch's answers in one piece."""
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(unsent)
 
     def _take(self, kind: _Kind, number: int, *rest: Any) -> None:
         if kind is _Kind.ANSWER or kind is _Kind.ERROR:

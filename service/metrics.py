@@ -25,10 +25,8 @@ read. Histograms have the same buckets everywhere, so that they can be added and
 
 import platform
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Protocol
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -43,35 +41,15 @@ OK, CANCELLED = "ok", "cancelled"
 """Outcomes of a photo beside the problems' slugs."""
 
 
-class RequestMetrics(Protocol):
-    """Where HTTP requests are counted."""
-
-    def answering(self) -> AbstractContextManager[Any]:
-        """Around the time in which one is answered."""
-
-    def count_request(
-        self, *, route: str, model: str, output: str, status: int, problem: str, seconds: float, stages: Iterable[Stage]
-    ) -> None:
-        """Count one that is over."""
-
-
-class PhotoMetrics(Protocol):
-    """Where the photos of one model are counted."""
-
-    def count_photo(self, outcome: str, stages: Iterable[Stage]) -> None:
-        """Count one that is over."""
-
-    def count_lookup(self, was_held: bool) -> None:
-        """Count one look into the cache of features."""
-
-
 class Metrics:
     """The figures of one process, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_service: bool = True) -> None:
+        """of_service: whether it tells of the process and the build too, not only of what goes through it."""
         leave_out_created_series()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        if of_service:
+            ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "HTTP requests answered", "route", "model", "output", "status")
         self.request_seconds = self._seconds("request", "First byte in to last byte out", "route", "model")
         self.requests_in_flight = Gauge(
@@ -93,12 +71,10 @@ class Metrics:
         self._requests_of = cache(self.requests.labels)
         self._request_seconds_of = cache(self.request_seconds.labels)
         self._stage_seconds_of = cache(self.stage_seconds.labels)
+        if not of_service:
+            return
         build = {"version": version("petseg"), "python": platform.python_version(), "torch": torch.__version__}
         Info("petseg_build", "What runs here", registry=self.registry).info(build)
-
-    def answering(self) -> AbstractContextManager[Any]:
-        """Around the time in which a request is answered."""
-        return self.requests_in_flight.track_inprogress()
 
     def count_request(
         self, *, route: str, model: str, output: str, status: int, problem: str, seconds: float, stages: Iterable[Stage]

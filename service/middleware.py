@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.errors import CLIENT_CLOSED_REQUEST, InternalError, problem_response
-from service.metrics import RequestMetrics
+from service.metrics import Metrics
 from service.pipeline import Service
 from service.request_record import RequestRecord
 from service.tracing import Tracing
@@ -35,7 +35,7 @@ class RequestContext:
     A defect becomes a 500 problem without the exception's text; the log has its trace under the id.
     """
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics, tracing: Tracing) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self.app = app
         self._metrics = metrics
         self._tracing = tracing
@@ -64,7 +64,7 @@ class RequestContext:
             await send(message)
 
         try:
-            with self._metrics.answering():
+            with self._metrics.requests_in_flight.track_inprogress():
                 await self.app(scope, counted_receive, send_with_headers)
         except Exception:
             logger.exception("request %s failed", record.request_id)

@@ -3,6 +3,7 @@
 `router` answers on both; `private_router`, which tells of the traffic, only on the port of its own where there is one.
 """
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors, openapi
-from service.metrics import Metrics
+from service.figures import Figures
 from service.middleware import RequestContext
 from service.pipeline import Service, not_ready
 from service.schemas import Health
@@ -60,11 +61,13 @@ async def check_readiness(service: ServiceDep) -> Health:
 @private_router.get(
     "/metrics", response_class=Response, responses={200: openapi.metrics_success(), **openapi.problem_responses()}
 )
-def show_metrics(request: Request) -> Response:
+async def show_metrics(request: Request) -> Response:
     """Figures for Prometheus, in its text format or, if it asks for that, as OpenMetrics."""
-    metrics: Metrics = request.app.state.metrics
+    figures: Figures = request.app.state.figures
+    await figures.refresh()
     encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encoder(metrics.registry), headers={"Content-Type": content_type})
+    text = await asyncio.to_thread(encoder, figures)
+    return Response(text, headers={"Content-Type": content_type})
 
 
 def create_operation_app(service_app: FastAPI) -> FastAPI:

@@ -6,7 +6,6 @@ Copying both through a socket would take an event loop longer than all else that
 import math
 import mmap
 import os
-from collections import deque
 from multiprocessing import reduction
 from typing import Any
 
@@ -30,7 +29,7 @@ class PhotoSlots:
         self.size = size
         self._descriptor = descriptor
         self._memory = mmap.mmap(descriptor, max(1, count) * size)
-        self._free = deque(range(count))
+        self._free = list(range(count))
 
     @classmethod
     def create(cls, count: int, size: int) -> "PhotoSlots":
@@ -45,8 +44,11 @@ class PhotoSlots:
         return _open, (reduction.DupFd(self._descriptor), self.count, self.size)
 
     def take(self, size: int) -> int | None:
-        """A free slot for `size` bytes; None where there is none. Slots are one process's to take."""
-        return self._free.popleft() if size <= self.size and self._free else None
+        """A free slot for `size` bytes; None where there is none. Slots are one process's to take.
+
+        The one that came back last: its memory is still in the CPU's caches.
+        """
+        return self._free.pop() if size <= self.size and self._free else None
 
     def give_back(self, slot: int) -> None:
         """Free a slot: the other process is done with it."""

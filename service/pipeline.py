@@ -20,7 +20,7 @@ from service.forward_passes import OutOfDeviceMemoryError
 from service.image_processes import ImageWork
 from service.image_threads import ImageThreads
 from service.image_work import PhotoLimits
-from service.metrics import CANCELLED, OK, PhotoMetrics
+from service.metrics import CANCELLED, OK, ModelMetrics
 from service.model_facts import ModelFacts
 from service.predictor import Prediction, Prepared
 from service.settings import Settings
@@ -60,7 +60,7 @@ class Pipeline(ABC):
     """One model behind its queue."""
 
     def __init__(
-        self, facts: ModelFacts, work: ImageWork, pool: ImageThreads, settings: Settings, metrics: PhotoMetrics
+        self, facts: ModelFacts, work: ImageWork, pool: ImageThreads, settings: Settings, metrics: ModelMetrics
     ) -> None:
         self.facts = facts
         self.work = work

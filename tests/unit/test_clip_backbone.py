@@ -182,10 +182,34 @@ def test_the_tokenizer_keeps_a_bounded_number_of_words(vit: ClipBackbone, monkey
     wanted = [vit.tokenize([text]) for text in texts]
     monkeypatch.setattr(clip_backbone, "_TOKENIZER_WORDS", 6)
     for number in range(40):
+        vit._tokens.clear()
         tokens = vit.tokenize([texts[number % 3]])
         assert torch.equal(tokens, wanted[number % 3])
         assert len(vit._tokenizer.cache) <= 6
         assert {"<start_of_text>", "<end_of_text>"} <= set(vit._tokenizer.cache)
+
+
+def test_tokens_of_the_latest_texts_are_kept(vit: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_backbone, "_TEXT_CACHE_ROWS", 2)
+    texts = ["a cat", "a dog", "a cat"]
+    wanted = vit.tokenize(texts)
+    assert torch.equal(wanted[0], wanted[2]) and not torch.equal(wanted[0], wanted[1])
+    tokenizer, asked = vit._tokenizer, list[str]()
+
+    def tokenize(missing: list[str]) -> torch.Tensor:
+        asked.extend(missing)
+        tokens: torch.Tensor = tokenizer(missing)
+        return tokens
+
+    monkeypatch.setattr(vit, "_tokenizer", tokenize)
+    assert torch.equal(vit.tokenize(texts), wanted)
+    assert asked == []
+    more = vit.tokenize(["a horse", "a cow", "a dog"])  # more at once than are kept
+    assert (more.shape, asked) == ((3, vit.context_length), ["a horse", "a cow"])
+    assert torch.equal(more[2], wanted[1])
+    assert list(vit._tokens) == ["a cow", "a dog"]
+    assert torch.equal(vit.tokenize(["a cat"])[0], wanted[0])
+    assert asked == ["a horse", "a cow", "a cat"]
 
 
 def test_cached_text_embeddings_equal_computed_ones(vit: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> None:

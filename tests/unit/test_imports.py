@@ -30,6 +30,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "trace_context",
     "stages",
     "metrics",
+    "figures",
     "errors",
     "reference",
     "label_studio_images",
