@@ -28,6 +28,8 @@ _SAMPLE_S = 0.1
 _STARTS_S = 1.0
 """For a load generator to start."""
 _PIPELINE_BATCH = 32
+_NUMBERS_EACH = 1 << 40
+"""Requests that a load generator may number: no two send the same photo, which the server would know."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _put(server: Server, plan: GpuPlan, clients: int) -> GpuRow:
 
     def load(number: int) -> LoadResult:
         own = clients // generators + (number < clients % generators)
-        timed = Load(server.port, plan.photos, asked, plan.seconds, plan.warm_up_s, own)
+        timed = Load(server.port, plan.photos, asked, plan.seconds, plan.warm_up_s, own, first=number * _NUMBERS_EACH)
         if number == 0:
             return run_load(timed, on_clock=look)
         # Begun and ended outside of the first one's clock, by which the server is read.

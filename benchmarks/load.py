@@ -51,6 +51,8 @@ class Load:
     answers: Path | None = None
     """Folder for the body of one good answer to each photo, named by the photo's place."""
     host: str = "127.0.0.1"
+    first: int = 0
+    """Number of the first request. Photos are unique by number: generators beside each other need others each."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ async def _wait(work: "asyncio.Future[None]", seconds: float, is_enough: Callabl
 async def _closed(load: Load, requests: list[Request], tally: _Tally) -> None:
     async def ask_again_and_again(client: int) -> None:
         connection: Connection | None = None
-        number = client
+        number = load.first + client
         try:
             while not tally.is_over:
                 if connection is None or not connection.is_open:
@@ -259,12 +261,12 @@ async def _open_loop(load: Load, requests: list[Request], tally: _Tally) -> None
             raise
         idle.append(connection)
 
-    began_at, number = time.perf_counter(), 0
+    began_at, number = time.perf_counter(), load.first
     try:
         async with asyncio.TaskGroup() as tasks:
             while not tally.is_stopped:
                 # All that are due by now: a late wake-up must not thin out the load.
-                while (due_at := began_at + number / load.rate) < time.perf_counter():
+                while (due_at := began_at + (number - load.first) / load.rate) < time.perf_counter():
                     tasks.create_task(ask_once(number, due_at))
                     number += 1
                 await asyncio.sleep(0.002)

@@ -167,12 +167,12 @@ class ClipBackbone(nn.Module):
                     self._tokenizer = _build_tokenizer(self._tokenizer_name, self.context_length)
                 self._tokens |= dict(zip(missing, self._tokenizer(missing).long(), strict=True))
                 _forget_words(self._tokenizer)
-            tokens = torch.stack([self._tokens[text] for text in texts])
+            tokens = [self._tokens[text] for text in texts]
             for text in texts:
                 self._tokens.move_to_end(text)
             while len(self._tokens) > _TEXT_CACHE_ROWS:
                 self._tokens.popitem(last=False)
-        return tokens
+        return torch.stack(tokens)
 
     def train(self, mode: bool = True) -> "ClipBackbone":
         """Stays in eval(): the towers are frozen, their batch statistics too."""

@@ -269,7 +269,8 @@ def share_cpus(settings: Settings, device: torch.device) -> Settings:
 def choose_fronts(settings: Settings) -> Settings:
     """`settings` with a number of fronts, for a server that can start them. Raises SettingsError."""
     if settings.fronts is None:
-        is_worth_it = choose_device_of(settings).type != "cpu" and available_cpus() > CPUS_OF_THE_SERVER
+        is_gpu = choose_device_of(settings).type != "cpu"
+        is_worth_it = is_gpu and available_cpus() > CPUS_OF_THE_SERVER and settings.image_processes is None
         fronts = available_cpus() - CPUS_OF_THE_SERVER if is_worth_it and can_have_fronts() else 0
         return settings.model_copy(update={"fronts": fronts})
     if settings.fronts and not can_have_fronts():

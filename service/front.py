@@ -219,6 +219,7 @@ class FrontServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
         self._loop = asyncio.get_running_loop()
+        self._listener.setblocking(False)
         await super().startup([])
         self._accept()
 

@@ -82,7 +82,6 @@ class PhotoAnswer:
     scores: Scores | None
     """None where they are in the slot."""
     chosen_prompt: str | None
-    queue_s: float
     run_s: float
     batch_size: int
     encode_s: float

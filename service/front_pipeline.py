@@ -1,6 +1,7 @@
 """A front's way through a model of the hub: reads the photo and draws the answer here, has the network run there."""
 
 import hashlib
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,13 +102,16 @@ class FrontPipeline(Pipeline):
                 if slot is not None:
                     self._slots.give_back(slot)
 
+        asked_at = time.monotonic()
         try:
             answer, scores = await self._link.call("predict", ask, settle=settle)
         except LinkClosedError as error:
             raise not_ready() from error
         self._retry_after_s = answer.retry_after_s
         prediction = Prediction(torch.from_numpy(scores), answer.chosen_prompt, answer.encode_s, answer.decode_s)
-        return Batched(prediction, answer.queue_s, answer.run_s, answer.batch_size)
+        # On its way to the hub and back a photo waits too.
+        queue_s = max(0.0, time.monotonic() - asked_at - answer.run_s)
+        return Batched(prediction, queue_s, answer.run_s, answer.batch_size)
 
     def retry_after_s(self) -> int:
         """What the hub said last."""

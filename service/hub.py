@@ -14,25 +14,19 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.forkserver import ensure_running
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
 from prometheus_client.metrics_core import Metric
-from starlette.types import Scope
 
-from models.letterbox import Array
 from service.admission import Limiter, OwnLimiter
-from service.affinity import ask_app
 from service.device_pipeline import DevicePipeline
-from service.errors import Problem
 from service.figures import Series, add, with_others
-from service.front_messages import FrontFigures, OperationAnswer, PhotoAnswer, PhotoAsk, ServedModel
+from service.front_session import FrontSession
 from service.image_processes import can_have_processes
-from service.link import Link, LinkClosedError
 from service.metrics import Metrics
 from service.model_facts import ModelFacts
 from service.operation import create_bare_operation_app
@@ -47,14 +41,11 @@ _START_S = 60.0
 _BACKLOG = 2048
 _RESTART_S = 1.0
 """At least between two starts of one front."""
-_END_S = 2.0
-_FIGURES_S = 1.0
-"""For a front to tell its figures; the last ones stand for one that is too busy."""
 
 THREADS_OF_A_FRONT = 2
 """For photos: a large one does not hold up all others."""
 
-_SHARED_LIMITS = ("max_requests", "max_client_requests", "max_connections", "queue_size", "max_held_bytes")
+FRONT_LIMITS = ("max_requests", "max_client_requests", "max_connections", "queue_size", "max_held_bytes")
 
 
 class FrontsFailedError(RuntimeError):
@@ -89,7 +80,7 @@ def front_settings(settings: Settings, streams: int) -> Settings:
     """
     fronts = settings.fronts or 1
     shares = {}
-    for name in _SHARED_LIMITS:
+    for name in FRONT_LIMITS:
         limit = getattr(settings, name)
         shares[name] = min(limit, math.ceil(2 * limit / fronts))
     largest = max(settings.max_body_bytes, settings.max_batch_body_bytes)
@@ -129,7 +120,7 @@ class Hub:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([run_front.__module__])
         ensure_running()  # its imports take as long as the models
-        self._fronts: set[_Front] = set()
+        self._fronts: set[FrontSession] = set()
         self._past: Series = {}
         """Counted by fronts that are gone."""
         self._keys = itertools.count()
@@ -147,6 +138,7 @@ class Hub:
         self._limiter: Limiter = OwnLimiter()
         self._slot_bytes = slot_bytes(models)
         app.state.figures = self
+        service.is_reachable = False
         service.on_change = self._publish
         loop = asyncio.get_running_loop()
         service.on_drain = lambda: loop.call_soon_threadsafe(self._drain)  # which a signal's handler may have begun
@@ -157,7 +149,6 @@ class Hub:
     async def open(self) -> None:
         """Listen, and return once every front serves. Raises FrontsFailedError."""
         self._listener.listen(_BACKLOG)
-        self._listener.setblocking(False)
         self._is_open = True
         self._publish()
         try:
@@ -224,6 +215,8 @@ class Hub:
             self._fronts.add(front)
             if self._is_open:
                 front.publish(self._models)
+            if self._service.is_draining:
+                front.link.notify("drain")
             await front.is_gone.wait()
             self._fronts.discard(front)
             add(self._past, counts_of(front.figures.series))
@@ -234,7 +227,7 @@ class Hub:
             logger.error("front %d ended with exit code %s; another one starts", number, front.exit_code)
             await asyncio.sleep(max(0.0, started_at + _RESTART_S - time.monotonic()))
 
-    async def _start_one(self, number: int) -> "_Front":
+    async def _start_one(self, number: int) -> FrontSession:
         own_settings = front_settings(self._settings, self._service.settings.streams)
         slots = PhotoSlots.create(own_settings.queue_size, self._slot_bytes)
         own, other = socket.socketpair()
@@ -247,7 +240,7 @@ class Hub:
 
         with other:
             process = await asyncio.to_thread(start)
-        front = _Front(process, slots, self._service, self._metrics, self._limiter, self._operation, self._note_change)
+        front = FrontSession(process, slots, self._metrics, self._limiter, self._operation, self._note_change)
         await front.connect(own)
         return front
 
@@ -259,156 +252,10 @@ class Hub:
     def _note_change(self) -> None:
         """A front has begun to serve, or is gone."""
         self._metrics.fronts.set(self._serving)
+        self._service.is_reachable = self._serving > 0
         self._changed.set()
 
     def _drain(self) -> None:
         """Tell the fronts that the end has begun."""
         for front in self._fronts:
             front.link.notify("drain")
-
-
-class _Front:
-    """One front, seen from the hub."""
-
-    link: Link
-
-    def __init__(
-        self,
-        process: Any,
-        slots: PhotoSlots,
-        service: Service[DevicePipeline],
-        metrics: Metrics,
-        limiter: Limiter,
-        operation: FastAPI,
-        on_change: Callable[[], None],
-    ) -> None:
-        """on_change: called when it begins to serve."""
-        self.is_gone = asyncio.Event()
-        self.is_serving = False
-        self._process = process
-        self._slots = slots
-        self._service = service
-        self._metrics = metrics
-        self._limiter = limiter
-        self._operation = operation
-        self._on_change = on_change
-        self._held: dict[int, tuple[DevicePipeline, ExitStack]] = {}
-        self.figures = FrontFigures({}, {})
-        """The last that it told."""
-
-    @property
-    def exit_code(self) -> int | None:
-        """Of its process, once it has ended."""
-        code: int | None = self._process.exitcode
-        return code
-
-    async def connect(self, end: socket.socket) -> None:
-        """Open the link, by which it asks from now on."""
-        handlers: dict[str, Callable[..., Any]] = {
-            "predict": self._predict,
-            "find": self._find,
-            "take": self._limiter.take,
-            "look": self._limiter.look,
-            "charge": self._limiter.charge,
-            "operate": self._operate,
-            "serving": self._note_serving,
-            "tell": self._note_figures,
-            "released": self._release,
-        }
-        self.link = Link(handlers, self._leave, expected=(Problem,))
-        await self.link.connect(end)
-
-    def publish(self, models: dict[int, DevicePipeline]) -> None:
-        """Tell it what is served; each model is held until the front releases it."""
-        for key, pipeline in models.items():
-            if key not in self._held:
-                stack = ExitStack()
-                stack.enter_context(pipeline.in_use())
-                self._held[key] = pipeline, stack
-        catalogue = [ServedModel(key, each.facts, each.batch_limit) for key, each in models.items()]
-        self.link.notify("catalogue", catalogue)
-
-    def end(self) -> None:
-        """Make sure that the process has ended; takes a moment, on any thread."""
-        self._process.join(_END_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join(_END_S)
-        self._slots.close()
-
-    def _note_serving(self) -> None:
-        self.is_serving = True
-        self._on_change()
-
-    def _leave(self) -> None:
-        """The process is gone."""
-        self._note_figures(FrontFigures(self.figures.series, {}))
-        for key in list(self._held):
-            self._release(key)
-        self.is_gone.set()
-
-    def _release(self, key: int) -> None:
-        _, stack = self._held.pop(key)
-        stack.close()
-
-    async def _predict(self, ask: PhotoAsk) -> PhotoAnswer:
-        pipeline = self._held[ask.model][0]
-        planes, upload = self._take_out(ask, pipeline.facts.image_size)
-        row = pipeline.predictor.take_up(ask.digest, upload, ask.original_size, ask.prompt, planes)
-        pipeline.metrics.count_lookup(row.was_held)
-        pipeline.check_health()
-        with pipeline.problems(ask.deadline):
-            batched = await pipeline.submit(row, ask.deadline)
-        prediction = batched.result
-        scores = prediction.logits.numpy()
-        if ask.slot is not None and scores.nbytes <= self._slots.size:
-            self._slots.view(ask.slot, scores.shape, np.float32)[:] = scores
-            left = None
-        else:
-            left = scores
-        return PhotoAnswer(
-            shape=scores.shape,
-            scores=left,
-            chosen_prompt=prediction.chosen_prompt,
-            queue_s=batched.queue_s,
-            run_s=batched.run_s,
-            batch_size=batched.batch_size,
-            encode_s=prediction.encode_s,
-            decode_s=prediction.decode_s,
-            retry_after_s=pipeline.retry_after_s(),
-        )
-
-    def _take_out(self, ask: PhotoAsk, side: int) -> tuple[Array | None, bytes]:
-        """Planes [3, S, S] and upload, in memory of their own: whoever leaves may have his slot reused before the pass
-        has read it."""
-        if not ask.is_in_slot:
-            return ask.planes, ask.upload
-        assert ask.slot is not None
-        size = 3 * side * side
-        memory: Array = self._slots.view(ask.slot, (size + ask.slot_upload_bytes,), np.uint8)
-        return memory[:size].reshape(3, side, side).copy(), memory[size:].tobytes() or ask.upload
-
-    def _find(self, key: int, digest: str) -> tuple[bytes, tuple[int, int]] | None:
-        kept = self._held[key][0].predictor.find(digest)
-        return None if kept is None else (kept.upload, kept.original_size)
-
-    async def _operate(self, scope: Scope, request_id: str) -> OperationAnswer:
-        scope["state"] = {"request_id": request_id}
-        status, headers, body = 500, list[tuple[bytes, bytes]](), b""
-        async for message in ask_app(self._operation, scope, b""):
-            if message["type"] == "http.response.start":
-                status, headers = message["status"], list(message["headers"])
-            body += message.get("body", b"")
-        return OperationAnswer(status, headers, body, scope["state"].get("problem", ""))
-
-    async def ask_figures(self) -> None:
-        """Have `figures` be those of now, unless the front is too busy or gone."""
-        with suppress(LinkClosedError, TimeoutError):
-            async with asyncio.timeout(_FIGURES_S):
-                self._note_figures(await self.link.call("figures"))
-
-    def _note_figures(self, figures: FrontFigures) -> None:
-        """Take them, and move the models' levels by what has changed."""
-        before, self.figures = self.figures, figures
-        for key, (pipeline, _) in self._held.items():
-            pipeline.in_flight += figures.photos_in_flight.get(key, 0) - before.photos_in_flight.get(key, 0)

@@ -18,7 +18,8 @@
 | petseg_build_info | version, python, torch | always 1 |
 | process_* | | CPU seconds, resident memory, file descriptors, start time |
 
-Each process of the service counts for itself and is a target of its own; replicas are added up in the query. The stages
+Each server counts for itself, its fronts added up (`figures`), and is a target of its own; replicas are added up in the
+query. The stages
 `decode` and `queue` of a photo that got no answer count too: an overload must show in the queue time that autoscalers
 read. Histograms have the same buckets everywhere, so that they can be added and compared.
 """

@@ -63,7 +63,9 @@ class PhotoSlots:
 
     def close(self) -> None:
         """Lend them to no further process. The memory goes with the last array that lies in it."""
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _open(duplicate: Any, count: int, size: int) -> PhotoSlots:

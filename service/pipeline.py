@@ -289,6 +289,8 @@ class Service(Generic[AnyPipeline]):
         self.settings = settings
         self.pipelines = pipelines
         self.is_warm = False
+        self.is_reachable = True
+        """Whether callers reach it: behind fronts, while one of them serves."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when `pipelines` have been replaced."""
         self.on_drain: Callable[[], object] = lambda: None
@@ -335,7 +337,7 @@ class Service(Generic[AnyPipeline]):
     @property
     def is_ready(self) -> bool:
         """Whether new work should come here."""
-        return self.is_warm and not self.is_draining and self.fault is None
+        return self.is_warm and self.is_reachable and not self.is_draining and self.fault is None
 
     @property
     def is_alive(self) -> bool:

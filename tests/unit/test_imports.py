@@ -78,6 +78,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "security_headers",
     "documentation",
     "operation",
+    "front_session",
     "hub",
     "routes",
     "label_studio_routes",
