@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -63,6 +64,15 @@ def until(is_true: Callable[[], bool], what: str) -> None:
     while not is_true():
         assert time.monotonic() < ends_at, f"waited 60 s until {what}"
         time.sleep(0.05)
+
+
+def hang_on(url: str, path: str, photo: bytes) -> socket.socket:
+    """A connection on which a photo was sent and whose answer nobody reads."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
+    connection.sendall(head.encode() + photo)
+    return connection
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +156,21 @@ def test_a_batch_and_the_models_are_answered_too(server: Running) -> None:
     models = httpx.get(f"{server.url}/models", timeout=30).json()["models"]
     assert [(each["name"], each["engine"]) for each in models] == [("prompt", "torch fp32"), ("unet", "torch fp32")]
     assert httpx.get(f"{server.url}/healthz", timeout=30).json() == {"status": "ok"}
+
+
+def test_who_hangs_up_leaves_the_hubs_queue(server: Running) -> None:
+    photos = [encode(picture(200, 150, seed=number), "JPEG") for number in range(48)]
+    ran, cancelled = 'petseg_batch_size_sum{model="prompt"}', 'petseg_photos_total{model="prompt",outcome="cancelled"}'
+    before = server.figure(ran)
+    callers = [hang_on(server.url, "/segment/prompt?x=20&y=15", photo) for photo in photos]
+    until(lambda: server.figure('petseg_photos_queued{model="prompt"}') >= 20, "photos wait in the hub")
+    for caller in callers:
+        caller.close()
+    until(lambda: server.figure('petseg_photos_in_flight{model="prompt"}') == 0, "nothing is in flight")
+    assert server.figure('petseg_photos_queued{model="prompt"}') == 0
+    assert server.figure(ran) - before <= 48 - 15
+    assert server.figure(cancelled) >= 15
+    assert server.ask(encode(picture())).status_code == 200
 
 
 def test_a_front_that_dies_is_replaced_and_the_others_go_on(server: Running) -> None:
