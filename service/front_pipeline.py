@@ -57,7 +57,10 @@ class FrontPipeline(Pipeline):
         return self._batch_limit
 
     def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> ReadPhoto:
-        """Decode and letterbox a photo, or ask the hub for the one that it holds."""
+        """Decode and letterbox a photo, or ask the hub for the one that it holds.
+
+        An upload is decoded also where the hub may hold it: asking first would make every new photo wait for an answer.
+        """
         planes: Array | None = None
         if upload is not None:
             digest = hashlib.sha256(upload).hexdigest()
