@@ -51,6 +51,9 @@ MOST_ALONE_THREADS = 4
 CPUS_OF_THE_SERVER = 2
 """Beside a GPU: one for the event loop and one for what feeds the GPU; the others work on photos."""
 
+MOST_FRONTS = 16
+"""That are started by themselves: each works on some 200 photos a second, and so many keep the hub busy."""
+
 DESCRIPTION = """\
 Cuts cats and dogs out of photographs. Send a photo to `/segment/{model}`, get the mask back at the photo's own size.
 Coordinates are pixels of the upright photo, origin top left. Every error is an RFC 9457 problem.
@@ -271,7 +274,8 @@ def choose_fronts(settings: Settings) -> Settings:
     if settings.fronts is None:
         is_gpu = choose_device_of(settings).type != "cpu"
         is_worth_it = is_gpu and available_cpus() > CPUS_OF_THE_SERVER and settings.image_processes is None
-        fronts = available_cpus() - CPUS_OF_THE_SERVER if is_worth_it and can_have_fronts() else 0
+        spare = min(MOST_FRONTS, available_cpus() - CPUS_OF_THE_SERVER)
+        fronts = spare if is_worth_it and can_have_fronts() else 0
         return settings.model_copy(update={"fronts": fronts})
     if settings.fronts and not can_have_fronts():
         name = variable("fronts")

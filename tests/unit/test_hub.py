@@ -41,8 +41,10 @@ def test_threads_and_processes_for_photos_are_the_fronts() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_beside_a_gpu_all_cpus_but_two_have_a_front() -> None:
+def test_beside_a_gpu_all_cpus_but_two_have_a_front(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_fronts(Settings()).fronts == 14
+    monkeypatch.setattr(app, "available_cpus", lambda: 64)
+    assert choose_fronts(Settings()).fronts == 16
     assert choose_fronts(Settings(fronts=3)).fronts == 3
     assert choose_fronts(Settings(device="cpu")).fronts == 0
     assert choose_fronts(Settings(image_processes=4)).fronts == 0  # whoever sets these means the threads' stead
