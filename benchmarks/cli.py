@@ -14,6 +14,7 @@ from benchmarks.contestants import Contestant, our_variants, ours, peers, settin
 from benchmarks.edges import measure_edges
 from benchmarks.goals import Comparison, judge_peers
 from benchmarks.gpu import GpuPlan, GpuRow, measure_gpu, raw_runs
+from benchmarks.hub import HubRow, measure_hub
 from benchmarks.load import Load
 from benchmarks.page import write_page
 from benchmarks.peers import CLIENTS as PEER_CLIENTS
@@ -261,6 +262,18 @@ def gpu_command(
             write_results(out, "gpu", {"raw": raw, "rows": rows, "window": f"{pace.seconds:g} s"})
 
 
+@app.command("hub")
+def hub_command(out: Out = DEFAULT_OUT, short: Short = False, smoke: Smoke = False) -> None:
+    """What passes through the process behind fronts, with an engine that only waits: needs no GPU."""
+    pace = Pace.choose(short, smoke)
+    rows: list[HubRow] = []
+    for model in ("timm_unet", "clip"):
+        for speed in (750.0,) if pace.is_smoke else (750.0, 5000.0):  # as ViT-L/14 on an H200, and beyond any hub
+            row = measure_hub(model, speed, 4 if pace.is_smoke else 384, pace.seconds)
+            rows.append(tell(row, f"{row.model} x {row.callers}, engine of 2 x {row.speed:g}"))
+            write_results(out, "hub", {"rows": rows, "window": f"{pace.seconds:g} s"})
+
+
 @app.command("settings")
 def settings_command(
     out: Out = DEFAULT_OUT,
@@ -385,7 +398,7 @@ def tell(found: T, name: str) -> T:
     """Print the gist of a row as soon as it is there."""
     facts = asdict(found)  # type: ignore[call-overload]
     load = ("streams", "batch_size", "rate", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms", "cpu_ms", "errors")
-    shown = (*load, "batch", "gpu_busy", "cores", "hub", "loop", "host")
+    shown = (*load, "batch", "gpu_busy", "cores", "hub", "loop", "host", "hub_ms", "loop_ms")
     typer.echo(f"{name:<44} " + "  ".join(f"{key} {facts[key]:.4g}" for key in shown if key in facts))
     return found
 

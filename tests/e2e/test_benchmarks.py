@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from benchmarks.cli import app
 from benchmarks.photos import write_photos
 from models.checkpoint import CHECKPOINT_FOLDER
+from service.hub import can_have_fronts
 from tests.e2e.server import GRAPH_FOLDER
 
 pytestmark = pytest.mark.skipif(
@@ -60,6 +61,13 @@ def test_gpu(out: Path) -> None:
     assert row["batch"] >= 1
     assert row["stage_ms"]["decode"] > 0
     assert 0 < row["loop"] < row["cores"]
+
+
+@pytest.mark.skipif(not can_have_fronts(), reason="this system forks no processes that share memory")
+def test_hub(out: Path) -> None:
+    rows = run(out, "hub")["rows"]
+    assert [row["model"] for row in rows] == ["timm_unet", "clip"]
+    assert all(row["rate"] > 0 and 0 < row["loop_ms"] <= row["hub_ms"] for row in rows)
 
 
 def test_scenarios(out: Path) -> None:
