@@ -107,10 +107,8 @@ async def _drive(spec: FrontSpec) -> None:
         waits_s.clear()
         before, began_at = _cpu(hub), time.perf_counter()
         await asyncio.sleep(seconds)
-        spent_s, used = (
-            time.perf_counter() - began_at,
-            [now - then for now, then in zip(_cpu(hub), before, strict=True)],
-        )
+        spent_s = time.perf_counter() - began_at
+        used = [now - then for now, then in zip(_cpu(hub), before, strict=True)]
         count = len(waits_s)
         found = {
             "rate": count / spent_s,
