@@ -267,7 +267,7 @@ def hub_command(out: Out = DEFAULT_OUT, short: Short = False, smoke: Smoke = Fal
     """What passes through the process behind fronts, with an engine that only waits: needs no GPU."""
     pace = Pace.choose(short, smoke)
     rows: list[HubRow] = []
-    for model in ("timm_unet", "clip"):
+    for model in ("clip",) if pace.is_smoke else (RECOMMENDED, "clip"):
         for speed in (750.0,) if pace.is_smoke else (750.0, 5000.0):  # as ViT-L/14 on an H200, and beyond any hub
             row = measure_hub(model, speed, 4 if pace.is_smoke else 384, pace.seconds)
             rows.append(tell(row, f"{row.model} x {row.callers}, engine of 2 x {row.speed:g}"))

@@ -101,10 +101,19 @@ def fresh(seed: int, prompt: Prompt = None, size: int = 0) -> Photo:
     return Photo(encode(picture(seed=seed)) + bytes(size), None, prompt)
 
 
-@pytest.fixture(params=[0, 3], ids=["without slots", "three slots"])
-async def ends(app: FastAPI, request: pytest.FixtureRequest) -> AsyncIterator[Ends]:
+either_way = pytest.mark.parametrize("slots", [0, 3], ids=["without slots", "three slots"])
+
+
+@pytest.fixture
+def slots() -> int:
+    """Of the front, where a test does not say."""
+    return 3
+
+
+@pytest.fixture
+async def ends(app: FastAPI, slots: int) -> AsyncIterator[Ends]:
     async with app.router.lifespan_context(app):
-        both = Ends(app, request.param)
+        both = Ends(app, slots)
         await both.connect()
         try:
             yield both
@@ -116,6 +125,7 @@ async def ends(app: FastAPI, request: pytest.FixtureRequest) -> AsyncIterator[En
             both.slots.close()
 
 
+@either_way
 @pytest.mark.parametrize("name", list(PROMPTS))
 async def test_the_answers_are_the_hubs_own(ends: Ends, name: str) -> None:
     photos = [fresh(seed, PROMPTS[name], size=5000 * (seed % 3)) for seed in range(7)]
@@ -136,6 +146,7 @@ async def test_a_model_that_chooses_its_prompt_says_so(ends: Ends) -> None:
     assert answer.prediction.chosen_prompt
 
 
+@either_way
 async def test_photos_are_kept_by_the_hub(ends: Ends) -> None:
     photo = fresh(1, CLICK, size=3000)
     assert photo.upload is not None
@@ -160,6 +171,7 @@ async def test_what_can_be_refused_is_refused_by_the_front(ends: Ends) -> None:
         await ends.by_front("click", fresh(1, PointPrompt(((500.0, 1.0),), (1,))))
 
 
+@either_way
 async def test_whoever_leaves_gives_his_slot_back(ends: Ends, checkpoints: list[Checkpoint]) -> None:
     stuck = next(each.model for each in checkpoints if isinstance(each.model, StuckModel))
     hub = ends.service.pipelines["stuck"]
