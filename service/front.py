@@ -7,7 +7,6 @@ keeps, and health that it tells.
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Generator
@@ -26,6 +25,7 @@ from service.figures import series_of
 from service.front_messages import FrontFigures, OperationAnswer, ServedModel
 from service.front_pipeline import FrontPipeline
 from service.hub import FrontSpec
+from service.image_processes import ignore_signals_to_the_group
 from service.image_threads import ImageThreads
 from service.link import Link, LinkClosedError
 from service.logs import configure_logging
@@ -45,9 +45,7 @@ _PAUSE_S = 1.0
 
 def run_front(spec: FrontSpec) -> None:
     """What a front's process does, until the hub says so or is gone."""
-    # Ctrl-C and service managers signal the whole group: the hub says when to end.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals_to_the_group()  # the hub says when to end
     configure_logging(spec.settings.log_format, spec.settings.log_level, spec.has_request_lines)
     return_large_blocks()
     torch.set_num_threads(1)

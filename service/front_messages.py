@@ -85,7 +85,6 @@ class PhotoAnswer:
     run_s: float
     batch_size: int
     encode_s: float
-    decode_s: float
     retry_after_s: int
     """Until half of the model's queue is done."""
 

@@ -81,7 +81,7 @@ class FrontPipeline(Pipeline):
         """The hub's prediction for a photo that `prepare` gave."""
         assert isinstance(prepared, ReadPhoto)
         planes, upload = prepared.planes, prepared.upload if self.facts.keeps_images else b""
-        slot, in_slot = self._slots.take(self._bytes_wanted()), 0
+        slot, in_slot = self._slots.take(self.facts.scores_bytes), 0
         if slot is not None and planes is not None:
             in_slot = self._put(slot, planes, upload)
         ask = PhotoAsk(
@@ -111,7 +111,7 @@ class FrontPipeline(Pipeline):
         except LinkClosedError as error:
             raise not_ready() from error
         self._retry_after_s = answer.retry_after_s
-        prediction = Prediction(torch.from_numpy(scores), answer.chosen_prompt, answer.encode_s, answer.decode_s)
+        prediction = Prediction(torch.from_numpy(scores), answer.chosen_prompt, answer.encode_s)
         # On its way to the hub and back a photo waits too.
         queue_s = max(0.0, time.monotonic() - asked_at - answer.run_s)
         return Batched(prediction, queue_s, answer.run_s, answer.batch_size)
@@ -127,10 +127,6 @@ class FrontPipeline(Pipeline):
         memory[: planes.nbytes] = planes.ravel()
         memory[planes.nbytes :] = np.frombuffer(upload, np.uint8, in_slot)
         return in_slot
-
-    def _bytes_wanted(self) -> int:
-        pixels = self.facts.image_size**2
-        return max(3 * pixels, len(self.facts.class_names) * pixels * np.dtype(np.float32).itemsize)
 
     def _scores_of(self, answer: PhotoAnswer, slot: int | None) -> Scores:
         if answer.scores is not None:

@@ -130,7 +130,6 @@ class FrontSession:
             run_s=batched.run_s,
             batch_size=batched.batch_size,
             encode_s=prediction.encode_s,
-            decode_s=prediction.decode_s,
             retry_after_s=pipeline.retry_after_s(),
         )
 

@@ -93,7 +93,7 @@ def front_settings(settings: Settings, streams: int) -> Settings:
 
 def slot_bytes(models: Iterable[ModelFacts]) -> int:
     """Memory for a photo and its scores, for any of `models`."""
-    return max((4 * max(1, len(each.class_names)) * each.image_size**2 for each in models), default=0)
+    return max((each.scores_bytes for each in models), default=0)
 
 
 def counts_of(series: Series) -> Series:

@@ -183,11 +183,15 @@ class _Process:
             self._process.kill()
 
 
-def serve(pipe: Connection) -> None:
-    """Answer what comes through `pipe` until it is closed: what a process of ours does."""
-    # Ctrl-C and service managers signal the whole group: photos that the server has accepted must be finished first.
+def ignore_signals_to_the_group() -> None:
+    """Leave Ctrl-C and what service managers send to the server: what it has accepted must be finished first."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def serve(pipe: Connection) -> None:
+    """Answer what comes through `pipe` until it is closed: what a process of ours does."""
+    ignore_signals_to_the_group()
     torch.set_num_threads(1)
     while True:
         try:

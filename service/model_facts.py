@@ -25,6 +25,11 @@ class ModelFacts:
     keeps_images: bool
     """Whether an image id may stand in for a photo."""
 
+    @property
+    def scores_bytes(self) -> int:
+        """Memory of one photo's scores, [K, S, S] float32: more than its planes take."""
+        return 4 * len(self.class_names) * self.image_size**2
+
     def check_prompt(self, prompt: Prompt) -> None:
         """Raise PromptMismatch for a prompt that the model does not take, whatever the photo."""
         try:

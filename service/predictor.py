@@ -80,7 +80,6 @@ class Prediction:
     """The text the model prompted itself with; None where the caller's prompt was used, or none is taken."""
     encode_s: float
     """Seconds that the batch's `encode` took; 0 where all features were there."""
-    decode_s: float
 
 
 class Predictor:
@@ -175,9 +174,8 @@ class Predictor:
             prompt: PromptTensors = default_collate([row.prompt for row in batch])
             logits = self.engine.decode(features, prompt)
             chosen = self.model.chosen_prompts(features, prompt)
-            decode_s = time.perf_counter() - encoded_at
         encode_s = encoded_at - started_at if has_encoded else 0.0
-        return [Prediction(row, text, encode_s, decode_s) for row, text in zip(logits, chosen, strict=True)]
+        return [Prediction(row, text, encode_s) for row, text in zip(logits, chosen, strict=True)]
 
     def _row(
         self,
