@@ -54,13 +54,12 @@ class EngineBuilder:
         if options.engine == "openvino" and not is_installed:
             raise EngineError("got openvino, which is not installed; pip install 'petseg[openvino]', or take torch")
         if options.engine != "torch" and is_cpu and is_installed:
-            has_bf16 = openvino_graph.has_native_bf16()
             graph_options = GraphOptions(
-                _precision(options.precision, has_bf16),
+                _precision(options.precision, openvino_graph.has_native_bf16()),
                 options.streams,
                 options.threads,
                 options.alone_threads,
-                row_by_row=not has_bf16,  # matrix units may want the rows of a whole batch: not measured there
+                row_by_row=not _has_matrix_units(),  # they may want the rows of a whole batch: not measured
             )
             self._compiler = OpenVinoCompiler(graph_options, GraphFolder(options.cache_folder))
 
@@ -110,6 +109,10 @@ def _precision(name: PrecisionName, has_bf16: bool) -> Precision:
     if name == "auto":
         return Precision.BF16 if has_bf16 else Precision.FP32
     return Precision(name)
+
+
+def _has_matrix_units() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_tile"))
 
 
 def _torch_has_bf16(device: torch.device) -> bool:
