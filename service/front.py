@@ -7,23 +7,23 @@ keeps, and health that it tells.
 import asyncio
 import logging
 import os
-import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.affinity import plain_scope
 from service.app import assemble, create_bare_app
+from service.connection_share import ConnectionShare
 from service.figures import series_of
 from service.front_messages import FrontFigures, OperationAnswer, ServedModel
 from service.front_pipeline import FrontPipeline
+from service.front_server import FrontServer
 from service.hub import FrontSpec
 from service.image_processes import ignore_signals_to_the_group
 from service.image_threads import ImageThreads
@@ -33,14 +33,12 @@ from service.memory import return_large_blocks
 from service.metrics import Metrics
 from service.pipeline import Service, not_ready
 from service.rate_limits import Allowance, Quota
-from service.server import SWITCH_INTERVAL_S, Server, leave, server_config
+from service.server import SWITCH_INTERVAL_S, leave, server_config
 
 logger = logging.getLogger("petseg.front")
 
 _TELL_S = 5.0
 """Between two times that the hub is told the figures without asking: what it loses at most where this one dies."""
-_PAUSE_S = 1.0
-"""Without accepting, where the process has no more file descriptors."""
 
 
 def run_front(spec: FrontSpec) -> None:
@@ -51,7 +49,8 @@ def run_front(spec: FrontSpec) -> None:
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     front = Front(spec)
-    FrontServer(front.app, server_config(front.app, spec.settings), spec.listener, front.say_serving).run()
+    share = ConnectionShare(spec.connections, spec.number)
+    FrontServer(front.app, server_config(front.app, spec.settings), spec.listener, share, front.say_serving).run()
     leave(0)
 
 
@@ -197,58 +196,3 @@ class OperationRelay:
             scope["state"]["problem"] = answer.problem
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
-
-
-class FrontServer(Server):
-    """Takes one connection at a time from the socket that all fronts share, and ends when its service has drained."""
-
-    def __init__(
-        self, app: FastAPI, config: uvicorn.Config, listener: socket.socket, on_start: Callable[[], None]
-    ) -> None:
-        super().__init__(app, config, None, on_start)
-        self._listener = listener
-        self._taking: set[asyncio.Task[Any]] = set()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Capture none."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept."""
-        self._loop = asyncio.get_running_loop()
-        self._listener.setblocking(False)
-        await super().startup([])
-        self._accept()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more, then end as uvicorn does; what waits in the socket is another front's."""
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
-        await super().shutdown([])
-
-    def _accept(self) -> None:
-        self._loop.add_reader(self._listener, self._take_one)
-
-    def _take_one(self) -> None:
-        """One alone, then back to what else there is to do: who is busy leaves the next to others."""
-        try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            logger.error("accepts no connection for %g s: %s", _PAUSE_S, error)
-            self._loop.remove_reader(self._listener)
-            self._loop.call_later(_PAUSE_S, self._accept)
-            return
-        connection.setblocking(False)
-        task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
-        self._taking.add(task)
-        task.add_done_callback(self._taking.discard)
-
-    def _protocol(self) -> asyncio.Protocol:
-        kind: Any = self.config.http_protocol_class
-        protocol: asyncio.Protocol = kind(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=self._loop
-        )
-        return protocol

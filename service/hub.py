@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableSequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.forkserver import ensure_running
@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from prometheus_client.metrics_core import Metric
 
 from service.admission import Limiter, OwnLimiter
+from service.connection_share import ABSENT
 from service.device_pipeline import DevicePipeline
 from service.figures import Series, add, with_others
 from service.front_session import FrontSession
@@ -56,11 +57,14 @@ class FrontsFailedError(RuntimeError):
 class FrontSpec:
     """What a front is started with."""
 
+    number: int
     settings: Settings
     has_request_lines: bool
     link: socket.socket
     listener: socket.socket
     slots: PhotoSlots
+    connections: MutableSequence[int]
+    """How many each front holds, in memory that all share."""
 
 
 def can_have_fronts() -> bool:
@@ -118,6 +122,7 @@ class Hub:
         self._has_request_lines = has_request_lines
         self._count = settings.fronts or 0
         self._context = multiprocessing.get_context("forkserver")
+        self._connections: MutableSequence[int] = self._context.RawArray("i", [ABSENT] * self._count)
         self._context.set_forkserver_preload([run_front.__module__])
         ensure_running()  # its imports take as long as the models
         self._fronts: set[FrontSession] = set()
@@ -219,6 +224,7 @@ class Hub:
                 front.link.notify("drain")
             await front.is_gone.wait()
             self._fronts.discard(front)
+            self._connections[number] = ABSENT
             add(self._past, counts_of(front.figures.series))
             self._note_change()
             await asyncio.to_thread(front.end)
@@ -233,7 +239,9 @@ class Hub:
         own, other = socket.socketpair()
 
         def start() -> Any:
-            spec = FrontSpec(own_settings, self._has_request_lines, other, self._listener, slots)
+            spec = FrontSpec(
+                number, own_settings, self._has_request_lines, other, self._listener, slots, self._connections
+            )
             process = self._context.Process(target=self._run_front, args=(spec,), name=f"front-{number}")
             process.start()
             return process

@@ -251,15 +251,25 @@ class Predictor:
     def _keep(self, new: dict[str, Row], features: Features) -> None:
         """Hand each new photo's features to the cache."""
         if self.keeps_images:
-            for digest, row in split_rows(new, features).items():
-                own, prepared = tuple(level.clone() for level in row), new[digest]
-                kept = KeptImage(own, prepared.letterbox.original_size, prepared.upload)
+            copies = zip(*(_row_copies(level) for level in features), strict=True)
+            for (digest, row), own in zip(new.items(), copies, strict=True):
+                kept = KeptImage(own, row.letterbox.original_size, row.upload)
                 self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
 
 
 def split_rows(digests: Iterable[str], features: Features) -> dict[str, Features]:
-    """Each photo's own row of a batch's features, [1, C_i, H_i, W_i], by digest."""
-    return {digest: tuple(level[row : row + 1] for level in features) for row, digest in enumerate(digests)}
+    """Each photo's own row of a batch's features, [1, C_i, H_i, W_i], by digest.
+
+    One call for each level: after each one this thread may have to wait for the interpreter.
+    """
+    rows = zip(*(level.chunk(level.shape[0]) for level in features), strict=True)
+    return dict(zip(digests, rows, strict=True))
+
+
+def _row_copies(level: Tensor) -> tuple[Tensor, ...]:
+    """The rows of `level`, each in memory of its own, by one call as well."""
+    copies: tuple[Tensor, ...] = torch.split_copy(level, 1)  # type: ignore[assignment, func-returns-value]
+    return copies
 
 
 def collate_images(batch: Iterable[Row], is_pinned: bool) -> Tensor:

@@ -134,6 +134,24 @@ def test_a_photo_that_one_front_took_is_held_for_all(server: Running) -> None:
     assert (gone.status_code, gone.json()["type"]) == (410, "/problems/image-gone")
 
 
+def test_connections_are_shared_out_evenly(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    held = dict.fromkeys(server.fronts, 0)
+
+    def count() -> bool:
+        for pid in held:
+            held[pid] = sum(each.status == psutil.CONN_ESTABLISHED for each in psutil.Process(pid).net_connections())
+        return sum(held.values()) >= 40
+
+    idle = [socket.create_connection((host, int(port)), timeout=30) for _ in range(40)]
+    try:
+        until(count, "all are accepted")
+        assert min(held.values()) >= 14, held
+    finally:
+        for connection in idle:
+            connection.close()
+
+
 def test_bad_photos_and_prompts_are_refused_as_ever(server: Running) -> None:
     bad = server.ask(b"no photo")
     assert (bad.status_code, bad.json()["type"]) == (415, "/problems/unsupported-image")
