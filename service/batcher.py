@@ -10,8 +10,8 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -122,14 +122,16 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int,
         queue_size: int,
         max_wait_s: float = 0.0,
+        beside_wait_s: float = 0.0,
         streams: int = 1,
         name: str = "batcher",
         take_turn: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
         new_stop: Callable[[], Stop] = Unstoppable,
     ) -> None:
-        """take_turn: entered with `name` around every batch; what is queued by then goes into it.
+        """max_wait_s: for a batch to become full, always. beside_wait_s: likewise, while another batch runs.
 
-        new_stop: called for every batch.
+        take_turn: entered with `name` around every batch; what is queued by then goes into it. new_stop: called for
+        every batch.
         """
         self._run = run
         self._name = name
@@ -138,7 +140,12 @@ class Batcher(Generic[Item, Result]):
         self.max_batch_size = max_batch_size
         self.queue_size = queue_size
         self.max_wait_s = max_wait_s
-        self._changed = threading.Condition()
+        self.beside_wait_s = beside_wait_s
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._is_enough = threading.Condition(lock)
+        """Told when the queue fills a batch, or one runs no more: who waits for more is not woken by every item."""
+        self._running = 0
         self._queue: OrderedDict[int, _Entry[Item, Result]] = OrderedDict()
         self._is_closed = False
         self._seconds_per_item = 0.0
@@ -167,6 +174,8 @@ class Batcher(Generic[Item, Result]):
                 raise QueueFullError(self.queue_size, self.retry_after_s())
             self._queue[id(entry)] = entry
             self._changed.notify()
+            if len(self._queue) >= self.max_batch_size:
+                self._is_enough.notify_all()
         clocks = []
         if max_queue_s < math.inf:
             clocks.append(loop.call_later(max_queue_s, self._give_up, entry))
@@ -205,6 +214,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+            self._is_enough.notify_all()
 
     async def close(self, drain_s: float = math.inf) -> None:
         """Take no more items, finish the queued ones within `drain_s`, fail the rest with BatcherClosedError."""
@@ -230,7 +240,7 @@ class Batcher(Generic[Item, Result]):
                 with self._take_turn(self._name):
                     batch = self._next_batch()
                     if batch.entries:
-                        with batch.stop.heeded():
+                        with batch.stop.heeded(), self._counted():
                             self._run_entries(batch.entries)
             except BaseException as error:
                 logger.exception("a thread of %s broke down and goes on with the next batch", self._name)
@@ -242,8 +252,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             while not self._queue and not self._is_closed:
                 self._changed.wait()
-            if self.max_wait_s > 0 and self._queue:
-                self._wait_for_more()
+            self._wait_for_more()
             return bool(self._queue) or not self._is_closed
 
     def _next_batch(self) -> _Batch[Item, Result]:
@@ -258,11 +267,25 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     def _wait_for_more(self) -> None:
-        ends_at = time.monotonic() + self.max_wait_s
-        while len(self._queue) < self.max_batch_size and not self._is_closed:
-            left = ends_at - time.monotonic()
-            if left <= 0 or not self._changed.wait(left):
+        began_at = time.monotonic()
+        while 0 < len(self._queue) < self.max_batch_size and not self._is_closed:
+            patience_s = max(self.max_wait_s, self.beside_wait_s if self._running else 0.0)
+            left_s = began_at + patience_s - time.monotonic()
+            if left_s <= 0:
                 return
+            self._is_enough.wait(left_s)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Around a batch's run."""
+        with self._changed:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._is_enough.notify_all()
 
     def _run_entries(self, entries: list[_Entry[Item, Result]]) -> None:
         started_at = time.monotonic()

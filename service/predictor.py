@@ -18,6 +18,7 @@ from models.letterbox import Array, Letterbox, planes_tensor
 from models.prompts import Prompt, PromptTensors
 from models.stopping import check_stop, unstoppable
 from service.embedding_cache import EmbeddingCache
+from service.feature_rows import FeatureRow, join_features, split_features
 from service.image_processes import ImageWork, InThread
 from service.image_work import PhotoLimits
 from service.model_facts import ModelFacts
@@ -28,15 +29,15 @@ from service.photo_reading import check_points, image_gone, image_not_kept, read
 class KeptImage:
     """What the cache holds of one photo: enough for any later click and any output."""
 
-    features: Features
-    """One row, each [1, C_i, H_i, W_i], on the device."""
+    features: FeatureRow
+    """On the device."""
     original_size: tuple[int, int]
     upload: bytes
 
     @property
     def size_bytes(self) -> int:
         """Memory that it keeps alive."""
-        return sum(level.numel() * level.element_size() for level in self.features) + len(self.upload)
+        return self.features.size_bytes + len(self.upload)
 
 
 @dataclass(frozen=True)
@@ -213,63 +214,51 @@ class Predictor:
             else:
                 new[row.digest] = row
         if new:
-            features = self._encode_new(new)
+            features, own = self._encode_new(new)
             if len(new) == len(batch):
                 return features, True
-            rows |= split_rows(new, features)
+            rows |= dict(zip(new, own or split_features(features), strict=True))
         has_encoded = bool(new)
         # Only now, with all own claims settled: two batches that wait for each other's photos would wait for ever.
         for digest, future in elsewhere.items():
             made = future.result()
             if made is None:  # its batch failed; here it may fit
                 left = {digest: next(row for row in batch if row.digest == digest)}
-                rows |= split_rows(left, self._encode_new(left))
+                (rows[digest],) = self._encode_new(left)[1]
                 has_encoded = True
             else:
                 rows[digest] = made.features
-        chosen = [rows[row.digest] for row in batch]
-        return tuple(torch.cat(level) for level in zip(*chosen, strict=True)), has_encoded
+        return join_features([rows[row.digest] for row in batch]), has_encoded
 
     def _find_or_claim(self, digest: str) -> "KeptImage | Future[KeptImage | None] | None":
         """The photo's features, or a future of them; None makes them this batch's to encode."""
         return self.cache.get_or_claim((self.encoder_digest, digest)) if self.keeps_images else None
 
-    def _encode_new(self, new: dict[str, Row]) -> Features:
-        """Features of photos that nobody has encoded, in order; the cache is told of each, also where it fails."""
+    def _encode_new(self, new: dict[str, Row]) -> tuple[Features, list[FeatureRow]]:
+        """Features of photos that nobody has encoded, in order; the cache is told of each, also where it fails.
+
+        Returns them as a batch, and as the rows that were handed to the cache: none where nothing is kept.
+        """
         try:
             images = collate_images(new.values(), self.engine.device.type == "cuda")
             # Who gave up on a photo is likely to ask about it again: features that can be kept are worth their end.
             with unstoppable() if self.keeps_images else nullcontext():
                 features = self.engine.encode(images)
-            self._keep(new, features)
+            return features, self._keep(new, features)
         except BaseException:
             for digest in new:
                 self.cache.release((self.encoder_digest, digest))
             raise
-        return features
 
-    def _keep(self, new: dict[str, Row], features: Features) -> None:
+    def _keep(self, new: dict[str, Row], features: Features) -> list[FeatureRow]:
         """Hand each new photo's features to the cache."""
-        if self.keeps_images:
-            copies = zip(*(_row_copies(level) for level in features), strict=True)
-            for (digest, row), own in zip(new.items(), copies, strict=True):
-                kept = KeptImage(own, row.letterbox.original_size, row.upload)
-                self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
-
-
-def split_rows(digests: Iterable[str], features: Features) -> dict[str, Features]:
-    """Each photo's own row of a batch's features, [1, C_i, H_i, W_i], by digest.
-
-    One call for each level: after each one this thread may have to wait for the interpreter.
-    """
-    rows = zip(*(level.chunk(level.shape[0]) for level in features), strict=True)
-    return dict(zip(digests, rows, strict=True))
-
-
-def _row_copies(level: Tensor) -> tuple[Tensor, ...]:
-    """The rows of `level`, each in memory of its own, by one call as well."""
-    copies: tuple[Tensor, ...] = torch.split_copy(level, 1)  # type: ignore[assignment, func-returns-value]
-    return copies
+        if not self.keeps_images:
+            return []
+        own = split_features(features)
+        for row, (digest, prepared) in zip(own, new.items(), strict=True):
+            kept = KeptImage(row, prepared.letterbox.original_size, prepared.upload)
+            self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
+        return own
 
 
 def collate_images(batch: Iterable[Row], is_pinned: bool) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import uvicorn
 from fastapi import FastAPI
 
+from service.memory import freeze_objects
 from service.operation import create_operation_app
 from service.pipeline import Service
 from service.protocol import bounded_protocol
@@ -87,6 +88,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Warm up and listen, then call `on_start`."""
+        freeze_objects()
         await super().startup(sockets)
         if self._on_start is not None:
             self._on_start()

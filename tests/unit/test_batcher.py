@@ -88,6 +88,35 @@ async def test_max_wait_ends_with_a_batch_that_is_not_full() -> None:
     assert answer.queue_s >= 0.05
 
 
+async def test_while_one_batch_runs_the_next_waits_until_it_is_full_or_that_one_ends() -> None:
+    gate = Gate()
+    batcher = make(gate, streams=2, beside_wait_s=20.0, max_batch_size=3)
+    first = await hold(gate, batcher)  # beside nothing it does not wait
+    gate.has_begun.clear()
+    two = [asyncio.ensure_future(batcher.submit(item)) for item in (1, 2)]
+    assert not await asyncio.to_thread(gate.has_begun.wait, 0.2)
+    third = asyncio.ensure_future(batcher.submit(3))
+    assert await asyncio.to_thread(gate.has_begun.wait, 10)  # full
+    left = asyncio.ensure_future(batcher.submit(4))
+    await asyncio.sleep(0)
+    gate.is_open.set()
+    await asyncio.wait_for(asyncio.gather(first, *two, third, left), 10)  # both have ended: it waits no more
+    await batcher.close()
+    assert sorted(gate.batches) == [[0], [1, 2, 3], [4]]
+
+
+async def test_beside_wait_ends_while_the_other_batch_still_runs() -> None:
+    gate = Gate()
+    batcher = make(gate, streams=2, beside_wait_s=0.05, max_batch_size=3)
+    first = await hold(gate, batcher)
+    gate.has_begun.clear()
+    second = asyncio.ensure_future(batcher.submit(1))
+    assert await asyncio.to_thread(gate.has_begun.wait, 10)
+    gate.is_open.set()
+    await asyncio.gather(first, second)
+    await batcher.close()
+
+
 async def test_a_bad_item_fails_alone_and_the_loop_lives_on() -> None:
     gate = Gate()
     batcher = make(gate, max_batch_size=8)

@@ -50,6 +50,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "image_threads",
     "model_facts",
     "photo_reading",
+    "feature_rows",
     "predictor",
     "forward_passes",
     "pipeline",

@@ -1,10 +1,14 @@
 """Memory goes back to the system; in processes of their own, for the allocator is the whole process's."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from service.memory import free_memory, freeze_objects
 
 FREED = """
 import psutil
@@ -55,3 +59,25 @@ def test_what_was_freed_in_pieces_goes_back_when_asked() -> None:
 @pytest.mark.skipif(not os.confstr("CS_GNU_LIBC_VERSION"), reason="wants glibc")
 def test_an_operators_own_variables_are_obeyed() -> None:
     assert grown_mb("return_large_blocks()", MALLOC_MMAP_THRESHOLD_=str(1 << 30)) > 200
+
+
+class Node:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_the_collector_leaves_out_what_is_frozen_until_memory_is_asked_back() -> None:
+    node = Node()
+    is_there = weakref.ref(node)
+    freeze_objects()
+    try:
+        del node
+        gc.collect()
+        assert is_there() is not None
+        free_memory()
+        assert is_there() is None
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

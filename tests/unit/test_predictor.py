@@ -226,7 +226,7 @@ def test_the_cache_holds_clones_and_counts_the_upload(clicker: Predictor) -> Non
     assert clicker.cache.bytes == sum(row_bytes + len(upload) for upload in uploads)
     kept = clicker.prepare(uploads[0], None, click(5, 5)).kept
     assert kept is not None
-    assert kept.features[0].untyped_storage().nbytes() == row_bytes
+    assert [part.untyped_storage().nbytes() for part in kept.features.parts] == [row_bytes]
 
 
 def test_image_only_models_keep_nothing(unet: Checkpoint) -> None:
