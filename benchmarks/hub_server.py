@@ -74,6 +74,8 @@ class WaitingEngine(Engine):
 class WaitingBuilder:
     """Stands in for an EngineBuilder."""
 
+    passes_per_stream = 1
+
     def __init__(self, *_: object) -> None:
         self._photos_per_s = float(os.environ[SPEED])
 

@@ -40,6 +40,9 @@ class Engine(ABC):
     best_batch_size = 0
     """Photos of a batch that are known to be best; 0 where that is for measuring."""
 
+    passes_per_stream = 1
+    """Batches to have under way for each stream: with more than one, the next is there when one ends."""
+
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
         self.model = model
         self.device = device

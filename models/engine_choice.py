@@ -63,6 +63,11 @@ class EngineBuilder:
             )
             self._compiler = OpenVinoCompiler(graph_options, GraphFolder(options.cache_folder))
 
+    @property
+    def passes_per_stream(self) -> int:
+        """The most that its engines want under way."""
+        return self._compiler.passes_per_stream if self._compiler is not None else 1
+
     def stand_in(self, checkpoint: Checkpoint) -> Engine | None:
         """What can run `checkpoint` at once where `build` would convert it first, which takes seconds; None elsewhere.
 

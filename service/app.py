@@ -128,7 +128,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics: Metrics = app.state.metrics
     predictors: list[Predictor] = app.state.predictors
     pool = ImageThreads(settings.image_threads, app.state.work)
-    turns = Turns(settings.streams)
+    engines: EngineBuilder = app.state.engines
+    turns = Turns(settings.streams * engines.passes_per_stream)
 
     def build_pipeline(path: Path) -> DevicePipeline:
         (predictor,) = build_predictors([load_checkpoint(path)], app)

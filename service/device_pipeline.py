@@ -41,7 +41,7 @@ class DevicePipeline(Pipeline):
             queue_size=settings.queue_size,
             max_wait_s=settings.max_wait_s,
             beside_wait_s=GPU_BESIDE_WAIT_S if predictor.engine.device.type == "cuda" else 0.0,
-            streams=settings.streams,
+            streams=settings.streams * predictor.engine.passes_per_stream,
             name=self.name,
             take_turn=turns.take,
             new_stop=Stop,

@@ -265,8 +265,11 @@ def collate_images(batch: Iterable[Row], is_pinned: bool) -> Tensor:
     """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory.
 
     From there the copy to the GPU runs beside the CPU's work: one stream collates while another's batch is computed.
+    One photo by itself stays where it is.
     """
     images = [row.image for row in batch if row.image is not None]
+    if len(images) == 1 and not is_pinned:
+        return images[0][None]
     pinned = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True) if is_pinned else None
     return torch.stack(images, out=pinned)
 

@@ -1,16 +1,22 @@
 """The start: what cannot be served stops it with one line."""
 
+import asyncio
+import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from models.base import Features
 from models.checkpoint import Checkpoint, CheckpointError
+from models.engine_choice import EngineBuilder
 from models.torch_engine import TorchEngine
 from service.app import create_app, load_folder, share_cpus
 from service.settings import Settings, SettingsError
-from tests.fakes import ClickModel, ColourModel, TextModel, fake_checkpoint
+from tests.fakes import ClickModel, ColourModel, TextModel, encode, fake_checkpoint, picture
 
 
 def test_the_folder_is_served_by_file_name(checkpoint_folder: Path, tmp_path: Path) -> None:
@@ -116,6 +122,26 @@ async def test_a_batch_size_that_an_engine_knows_is_not_measured(
     app = create_app(Settings(device="cpu", engine="torch"), [unet])
     async with app.router.lifespan_context(app):
         assert app.state.service.pipelines["unet"].batcher.max_batch_size == 3
+
+
+@pytest.mark.anyio
+async def test_each_stream_has_as_many_passes_under_way_as_its_engine_wants(
+    monkeypatch: pytest.MonkeyPatch, unet: Checkpoint
+) -> None:
+    monkeypatch.setattr(TorchEngine, "passes_per_stream", 3)
+    monkeypatch.setattr(EngineBuilder, "passes_per_stream", 3)
+    app = create_app(Settings(device="cpu", engine="torch", streams=1, max_batch_size=1), [unet])
+    async with app.router.lifespan_context(app):
+        pipeline = app.state.service.pipelines["unet"]
+        run, together = pipeline.predictor.engine.encode, threading.Barrier(3)
+
+        def encode_together(images: Tensor) -> Features:
+            together.wait(timeout=20)
+            return run(images)
+
+        monkeypatch.setattr(pipeline.predictor.engine, "encode", encode_together)
+        rows = [pipeline.prepare(encode(picture(seed=seed)), None, None) for seed in range(3)]
+        await asyncio.gather(*(pipeline.submit(row, math.inf) for row in rows))
 
 
 @pytest.mark.anyio
