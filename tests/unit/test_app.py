@@ -15,6 +15,7 @@ from models.checkpoint import Checkpoint, CheckpointError
 from models.engine_choice import EngineBuilder
 from models.torch_engine import TorchEngine
 from service.app import create_app, load_folder, share_cpus
+from service.device_pipeline import DevicePipeline
 from service.settings import Settings, SettingsError
 from tests.fakes import ClickModel, ColourModel, TextModel, encode, fake_checkpoint, picture
 
@@ -132,7 +133,7 @@ async def test_each_stream_has_as_many_passes_under_way_as_its_engine_wants(
     monkeypatch.setattr(EngineBuilder, "passes_per_stream", 3)
     app = create_app(Settings(device="cpu", engine="torch", streams=1, max_batch_size=1), [unet])
     async with app.router.lifespan_context(app):
-        pipeline = app.state.service.pipelines["unet"]
+        pipeline: DevicePipeline = app.state.service.pipelines["unet"]
         run, together = pipeline.predictor.engine.encode, threading.Barrier(3)
 
         def encode_together(images: Tensor) -> Features:
