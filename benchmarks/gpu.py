@@ -70,7 +70,7 @@ class GpuPlan:
     photos: Path
     seconds: float
     warm_up_s: float
-    clients: Sequence[int] = (1, 32, 128, 384)
+    clients: Sequence[int] = (1, 32, 128, 384, 768)
     fronts: Sequence[int | None] = (None, 0)
     """None is the number that the server takes by itself; all but the first are loaded with the most clients alone."""
     generators: int = 1
