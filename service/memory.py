@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import threading
 from contextlib import suppress
 
 import torch
@@ -18,6 +19,9 @@ Lower, and each photo costs hundreds of page faults: at 128 KB a fifth of the th
 
 _KEPT_BYTES = 32 << 20
 """Freed memory at the end of a heap that is kept for later."""
+
+
+_collecting = threading.Lock()
 
 
 def return_large_blocks() -> None:
@@ -48,11 +52,12 @@ def free_memory() -> None:
 
     Modules refer to each other in circles, torch keeps GPU memory, and the C library keeps what was freed in pieces.
     """
-    is_frozen = gc.get_freeze_count() > 0
-    gc.unfreeze()
-    gc.collect()
-    if is_frozen:
-        gc.freeze()
+    with _collecting:
+        is_frozen = gc.get_freeze_count() > 0
+        gc.unfreeze()
+        gc.collect()
+        if is_frozen:
+            gc.freeze()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library
