@@ -20,7 +20,6 @@ Lower, and each photo costs hundreds of page faults: at 128 KB a fifth of the th
 _KEPT_BYTES = 32 << 20
 """Freed memory at the end of a heap that is kept for later."""
 
-
 _collecting = threading.Lock()
 
 
