@@ -198,6 +198,8 @@ def peers_command(
     plan = Plan(
         sent, checkpoint, out / "answers", pace.seconds, pace.warm_up_s, pace.rounds, pace.alternations, clients
     )
+    if pace.is_smoke:
+        plan = replace(plan, raw_batch_sizes=(2,), raw_streams=(2,))
     turns: list[Turn] = []
     raw: list[RawResult] = []
     for each in alternate(contestants, plan):

@@ -48,6 +48,8 @@ class Plan:
     """Answers that each client has in the mean while the clock runs, at least."""
     alternations: int
     clients: Sequence[int] = CLIENTS
+    raw_batch_sizes: Sequence[int] = (1, 4, 8)
+    raw_streams: Sequence[int] = (os.cpu_count() or 1, 1 + (os.cpu_count() or 1))
 
 
 def alternate(contestants: Sequence[Contestant], plan: Plan) -> Iterator[Turn | RawResult | str]:
@@ -68,8 +70,8 @@ def alternate(contestants: Sequence[Contestant], plan: Plan) -> Iterator[Turn | 
             plan.photos,
             seconds=plan.seconds,
             tasks=(PIPELINE,),
-            batch_sizes=(1, 4, 8),
-            streams=sorted({os.cpu_count() or 1, 1 + (os.cpu_count() or 1)}),
+            batch_sizes=plan.raw_batch_sizes,
+            streams=plan.raw_streams,
             chosen=list(precisions),
         )
         yield from run_raw(grid)
