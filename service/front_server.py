@@ -28,9 +28,10 @@ class FrontServer(Server):
         config: uvicorn.Config,
         listener: socket.socket,
         share: ConnectionShare,
-        on_start: Callable[[], None],
+        on_listening: Callable[[], None],
     ) -> None:
-        super().__init__(app, config, None, on_start)
+        super().__init__(app, config, None)
+        self._on_listening = on_listening
         self._listener = listener
         self._share = share
         self._pause: asyncio.TimerHandle | None = None
@@ -42,12 +43,13 @@ class FrontServer(Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept."""
+        """Begin to accept, then call `on_listening`: whoever hears of it can rely on this front's taking its share."""
         self._loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         await super().startup([])
         self._tell()
         self._listen()
+        self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, then end as uvicorn does; what waits in the socket is another front's."""
