@@ -65,7 +65,7 @@ class EngineBuilder:
 
     @property
     def passes_per_stream(self) -> int:
-        """The most that its engines want under way."""
+        """The most batches that its engines want under way for each stream."""
         return self._compiler.passes_per_stream if self._compiler is not None else 1
 
     def stand_in(self, checkpoint: Checkpoint) -> Engine | None:

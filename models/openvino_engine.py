@@ -116,7 +116,7 @@ class OpenVinoCompiler:
 
     @property
     def passes_per_stream(self) -> int:
-        """The most that its engines want under way."""
+        """The most batches that its engines want under way for each stream."""
         return ROW_BY_ROW_PASSES if self.options.row_by_row else 1
 
     def holds(self, checkpoint: Checkpoint) -> bool:
@@ -169,6 +169,7 @@ class OpenVinoCompiler:
     def _options_for(self, model: SegmentationModel) -> GraphOptions:
         """The options, but for a transformer in bf16: its passes are short beside the reading of its weights, which a
         whole batch shares (1.1 times the photos with batches of 8; in float32 rows by themselves are as much faster).
+        Networks that take a prompt rest on CLIP towers, and no others do.
         """
         has_whole_batches = takes_prompt(model) and self.options.precision is Precision.BF16
         return replace(self.options, row_by_row=False) if has_whole_batches else self.options

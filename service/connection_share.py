@@ -11,6 +11,7 @@ ABSENT = -1
 """Instead of the count of a front that does not accept."""
 
 _DELAY_S = 0.001
+"""For each connection more than the least that a front holds."""
 _LONGEST_DELAY_S = 0.01
 """Whoever holds the fewest may be too busy to come, or hang."""
 

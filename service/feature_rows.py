@@ -67,7 +67,7 @@ def join_features(rows: Sequence[FeatureRow]) -> Features:
 def _split(levels: list[Tensor]) -> Sequence[Tensor]:
     """Rows [1, N] of `levels` [B, N_i] side by side, each in memory of its own."""
     if not levels[0].is_cuda:  # where nothing is launched, one copy less
-        rows = zip(*(level.split(1) for level in levels), strict=True)  # type: ignore[no-untyped-call]
+        rows = zip(*(level.chunk(level.shape[0]) for level in levels), strict=True)
         return [torch.cat(row, dim=1) for row in rows]
     copies: tuple[Tensor, ...] = torch.split_copy(torch.cat(levels, dim=1), 1)  # type: ignore[assignment, func-returns-value]
     return copies
