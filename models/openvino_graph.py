@@ -193,25 +193,51 @@ class _CompiledForOne(_Compiled):
         model = model.clone()
         model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
         super().__init__(model, precision, streams, threads)
-        self._output_count = len(self._compiled.outputs)
+        self._shapes = [tuple(port.shape)[1:] for port in self._compiled.outputs]
+        inputs = [port.node.friendly_name for port in model.inputs]
+        sources = [port.node.input_value(0).node.friendly_name for port in model.outputs]
+        self._handed_on = {place: inputs.index(name) for place, name in enumerate(sources) if name in inputs}
+        """Outputs that are an input as it came, by place: OpenVINO knows both by one name and one memory."""
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        arrays = _arrays(tensors)
-        rows = [[array[row : row + 1] for array in arrays] for row in range(len(arrays[0]))]
+        rows = len(tensors[0])
+        inputs = [tensor.contiguous() for tensor in tensors]  # read where they lie: they must stay until the end
+        outputs = [
+            inputs[self._handed_on[place]] if place in self._handed_on else torch.empty((rows, *shape))
+            for place, shape in enumerate(self._shapes)
+        ]
         with ExitStack() as held:
-            requests = [held.enter_context(self._request()) for _ in rows]
+            requests = [held.enter_context(self._request()) for _ in range(rows)]
+            self._connect(requests, inputs, outputs)
             with stoppable(lambda: _cancel(requests)):
-                _run_side_by_side(requests, rows)
-            return tuple(
-                torch.cat([torch.from_numpy(request.get_output_tensor(place).data) for request in requests])
-                for place in range(self._output_count)
-            )
+                _run_side_by_side(requests)
+        return tuple(outputs)
+
+    def _connect(self, requests: Sequence[Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Have each request read its own row of `inputs` and write its own row of `outputs`.
+
+        Arrays handed to `start_async` go through a dozen of the package's Python functions, and what is written to
+        OpenVINO's own memory has to be copied.
+        """
+        for place, tensor in enumerate(inputs):
+            for request, row in zip(requests, _shared_rows(tensor), strict=True):
+                request.set_input_tensor(place, row)
+        for place, tensor in enumerate(outputs):
+            if place not in self._handed_on:
+                for request, row in zip(requests, _shared_rows(tensor), strict=True):
+                    request.set_output_tensor(place, row)
 
 
-def _run_side_by_side(requests: Sequence[Any], inputs: Sequence[Any]) -> None:
+def _shared_rows(tensor: Tensor) -> Iterator[Any]:
+    """Each row of `tensor`, as a batch of one, in the same memory."""
+    make, array = load_openvino().Tensor, tensor.numpy()
+    return (make(array[row : row + 1], shared_memory=True) for row in range(len(array)))
+
+
+def _run_side_by_side(requests: Sequence[Any]) -> None:
     """All at once, for between two passes this thread would wait for the interpreter. Raises the first error."""
-    for request, arrays in zip(requests, inputs, strict=True):
-        request.start_async(arrays, share_inputs=True)
+    for request in requests:
+        request.start_async()
     errors = []
     for request in requests:  # each: none may be used again before it has ended
         try:

@@ -44,6 +44,13 @@ class Halves(nn.Module):
         return self.conv(images) + shifts[:, :, None, None], shifts * 2
 
 
+class HandsOn(Halves):
+    """An output that is an input, before those that are made of it."""
+
+    def forward(self, images: Tensor, shifts: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return images, *super().forward(images, shifts)
+
+
 class TakesTheBatchForAConstant(Halves):
     """What tracing a row count by hand does."""
 
@@ -96,6 +103,15 @@ def test_inputs_of_any_layout(converted: Any, options: GraphOptions) -> None:
     images, shifts = example(2)
     strided = images.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(Graph(converted, options)(strided, shifts)[0], Halves()(images, shifts)[0])
+
+
+def test_an_input_that_is_an_output_too(options: GraphOptions) -> None:
+    graph, plain = Graph(convert(HandsOn().eval(), example, "hands on"), options), HandsOn()
+    for rows in (1, 3, 1):
+        inputs = example(rows)
+        copies = [each.clone() for each in inputs]
+        for got, wanted in zip(graph(*inputs), plain(*copies), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_several_threads_get_their_own_answers(converted: Any, options: GraphOptions) -> None:
