@@ -6,20 +6,17 @@ Fields may stand in a form or in the query; the photo in a form part or as the w
 import asyncio
 import json
 import re
-import sys
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from models.prompts import PointPrompt, Prompt, TextPrompt
 from service.errors import BodyTooLarge, InvalidRequest, UnsupportedBody, pointer
+from service.multipart import CharsetError, FormReader, MultipartError, TooManyFilesError
 from service.schemas import BatchFields, SegmentFields
 from service.settings import Settings
 
@@ -33,7 +30,7 @@ _MAX_FORM_BYTES = 64 << 10
 """A form without a photo holds a prompt and no more."""
 
 _LARGE_BODY_BYTES = 1 << 20
-"""From here on chunks are joined on a thread: a millisecond for each megabyte, in which nobody would be answered."""
+"""From here on pieces are joined on a thread: a millisecond for each megabyte, in which nobody would be answered."""
 
 _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 """One that does not end goes on to the end: a parser meets nothing behind it."""
@@ -45,12 +42,6 @@ class Upload:
 
     filename: str
     data: bytes
-
-
-class _MemoryParser(MultiPartParser):
-    """Starlette's parser, which would spool parts above 1 MB to disk; the body's own limit bounds memory."""
-
-    spool_max_size = sys.maxsize
 
 
 async def read_segment(request: Request, max_body_bytes: int) -> tuple[Upload | None, SegmentFields]:
@@ -168,46 +159,37 @@ async def _read(
 async def _read_multipart(
     request: Request, max_body_bytes: int, max_images: int
 ) -> tuple[list[Upload], list[tuple[str, str]]]:
-    _check_charset(request)
+    try:
+        reader = FormReader(
+            request.headers["content-type"], max_files=max_images, max_fields=64, max_field_bytes=_MAX_FORM_BYTES
+        )
+        async for chunk in limit_bytes(request, max_body_bytes):
+            reader.feed(chunk)
+        parts = reader.finish()
+    except CharsetError as error:
+        detail = f"got a form with charset {_shorten(str(error))}, wanted utf-8; leave charset out"
+        raise UnsupportedBody(detail) from error
+    except TooManyFilesError as error:
+        advice = "; send many to /segment/{model}/batch" if max_images == 1 else ""
+        raise _invalid("image", f"got more than {max_images} files, wanted at most {max_images}{advice}") from error
+    except MultipartError as error:
+        raise InvalidRequest(f"got a multipart body that does not parse ({error}); send it anew, whole") from error
     fields: list[tuple[str, str]] = []
     uploads: list[Upload] = []
-    stream = limit_bytes(request, max_body_bytes)
-    parser = _MemoryParser(request.headers, stream, max_files=max_images, max_fields=64, max_part_size=_MAX_FORM_BYTES)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
-            advice = "; send many to /segment/{model}/batch" if max_images == 1 else ""
-            raise _invalid("image", f"got more than {max_images} files, wanted at most {max_images}{advice}") from error
-        reason = error.message.rstrip(".")
-        raise InvalidRequest(f"got a multipart body that does not parse ({reason}); send it anew, whole") from error
-    try:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name != "image":
-                    raise _invalid(name, f"got a file part named {_shorten(name)}, wanted image; rename the part")
-                uploads.append(Upload(value.filename or "", value.file.read()))
-                value.file.close()  # at once: a batch would otherwise be in memory twice
-                if max_images > 1:
-                    await asyncio.sleep(0)  # each is copied here: all of a batch in one go would hold up everyone else
-            elif name == "image":
-                raise _invalid("image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg")
-            else:
-                fields.append((name, value))
-    finally:
-        await form.close()
+    for part in parts:
+        if part.filename is not None:
+            if part.name != "image":
+                detail = f"got a file part named {_shorten(part.name)}, wanted image; rename the part"
+                raise _invalid(part.name, detail)
+            uploads.append(Upload(part.filename, await _join(part.pieces)))
+            part.pieces.clear()  # at once: a batch would otherwise be in memory twice
+            if max_images > 1:
+                await asyncio.sleep(0)  # each is copied here: all of a batch in one go would hold up everyone else
+        elif part.name == "image":
+            raise _invalid("image", "got text in the part named image, wanted a file; with curl: -F image=@cat.jpg")
+        else:
+            fields.append((part.name, part.text))
     return uploads, fields
-
-
-def _check_charset(request: Request) -> None:
-    """Raise UnsupportedBody for a form in another encoding than browsers send.
-
-    The parser would hand its bytes to any of Python's codecs, some of which take minutes or raise what nobody expects.
-    """
-    _, options = parse_options_header(request.headers["content-type"])
-    charset = options.get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedBody(f"got a form with charset {_shorten(charset)}, wanted utf-8; leave charset out")
 
 
 async def limit_bytes(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -232,10 +214,13 @@ async def limit_bytes(request: Request, max_bytes: int) -> AsyncGenerator[bytes,
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body in memory."""
-    chunks = [chunk async for chunk in limit_bytes(request, max_bytes)]
-    if sum(map(len, chunks)) < _LARGE_BODY_BYTES:
-        return b"".join(chunks)
-    return await asyncio.to_thread(b"".join, chunks)
+    return await _join([chunk async for chunk in limit_bytes(request, max_bytes)])
+
+
+async def _join(pieces: Sequence[bytes | memoryview]) -> bytes:
+    if sum(map(len, pieces)) < _LARGE_BODY_BYTES:
+        return b"".join(pieces)
+    return await asyncio.to_thread(b"".join, pieces)
 
 
 def _parse_form(body: bytes) -> list[tuple[str, str]]:

@@ -67,6 +67,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "request_record",
     "tracing",
     "spans",
+    "multipart",
     "forms",
     "affinity",
     "rendering",
