@@ -72,6 +72,8 @@ def configure_logging(form: Literal["logfmt", "json"], level: str, has_request_l
     """Send every line of this process to stderr in `form`, from `level` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else LogfmtFormatter())
+    # No line tells of threads and processes: finding out which takes a system call and three look-ups for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
