@@ -135,7 +135,10 @@ class Graph:
             compiled.release_memory()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for `tensors`, rows of any one number, float32 on the CPU."""
+        """Outputs for `tensors`, rows of any one number, float32 on the CPU.
+
+        An output that is one of `tensors` as it came may be that tensor itself.
+        """
         with self._occupancy.enter() as is_alone:
             return (self._alone if is_alone else self._beside)(*tensors)
 

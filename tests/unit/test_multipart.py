@@ -1,6 +1,8 @@
 """Forms: the parts come out whole however the body was cut, and what is no form says why."""
 
+import gc
 import random
+import weakref
 from collections.abc import AsyncGenerator
 from itertools import pairwise
 
@@ -94,10 +96,22 @@ def test_pieces_are_not_copied() -> None:
     assert part.size == 1000
 
 
+def test_a_body_is_let_go_without_the_garbage_collector() -> None:
+    reader = FormReader(FORM, max_files=1, max_fields=0, max_field_bytes=0)
+    reader.feed(file(b"abc"))
+    gone = weakref.ref(reader._gathered)
+    gc.disable()
+    try:
+        del reader
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"--x\r\nnope", "do not begin and end as its boundary says"),
+        (b"--x\r\nnope", "malformed, or does not begin with the boundary"),
         (file(b"abc")[:-1], "it ends within a part"),
         (file(b"abc"), "it ends within a part"),
         (file(b"abc") + b"--b\r\nContent-Dispo", "it ends within a part"),
@@ -105,7 +119,7 @@ def test_pieces_are_not_copied() -> None:
         (b"--b\r\nContent-Disposition: form-data; filename=a\r\n\r\nabc\r\n--b--", "gives no name"),
         (3 * field(b"cat") + b"--b--", "it has more than 2 fields"),
         (field(bytes(101)) + b"--b--", "it has a field of more than 100 bytes"),
-        (b"--b\r\n" + 9 * b"X-Header: 1\r\n" + b"\r\nabc\r\n--b--", "do not begin and end"),
+        (b"--b\r\n" + 9 * b"X-Header: 1\r\n" + b"\r\nabc\r\n--b--", "malformed"),
     ],
 )
 def test_what_is_no_form(body: bytes, reason: str) -> None:
