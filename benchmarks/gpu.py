@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.contestants import ours
 from benchmarks.goals import Goal, at_least
 from benchmarks.load import Load, LoadResult, run_load
-from benchmarks.processes import Server, cpu_seconds, run_server
+from benchmarks.processes import Server, cpu_seconds, loop_seconds, run_server
 from benchmarks.raw import DEVICE, FORWARD, PIPELINE, RawResult, RawRun, raw_grid
 from benchmarks.serve import ask_for
 from benchmarks.statistics import median
@@ -187,7 +187,7 @@ class _Look:
             fronts=int(sums["fronts"]),
             cpu_s=sum(seconds for _, seconds in spent),
             hub_s=next(seconds for process, seconds in spent if process.pid == hub.pid),
-            loop_s=sum(each.user_time + each.system_time for each in hub.threads() if each.id == hub.pid),
+            loop_s=loop_seconds(hub.pid),
             host_s=sum(host) - host.idle - getattr(host, "iowait", 0.0),
             sums=sums,
         )

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,17 @@ def run_in(folder: Path, checkpoint: Checkpoint) -> Run:
     """Runs a part's graph; the metadata of each is looked at on the way."""
     import onnxruntime
 
-    def run(part: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    @cache
+    def load(part: str) -> Any:
         name = checkpoint.name if part == "image" else f"{checkpoint.name}-{part}"
         session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
         described = session.get_modelmeta().custom_metadata_map
         assert ModelCard.model_validate_json(described[CARD_KEY]) == checkpoint.card
         assert (described[DIGEST_KEY], described[PART_KEY]) == (checkpoint.digest, part)
+        return session
+
+    def run(part: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        session = load(part)
         found: list[npt.NDArray[Any]] = session.run(None, {key.name: feeds[key.name] for key in session.get_inputs()})
         return found
 
