@@ -238,17 +238,14 @@ def _shared_rows(tensor: Tensor) -> Iterator[Any]:
 
 
 def _run_side_by_side(requests: Sequence[Any]) -> None:
-    """All at once, for between two passes this thread would wait for the interpreter. Raises the first error."""
-    for request in requests:
-        request.start_async()
-    errors = []
-    for request in requests:  # each: none may be used again before it has ended
-        try:
-            request.wait()
-        except RuntimeError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
+    """All at once, for between two passes this thread would wait for the interpreter.
+
+    Raises the first one's error, once all have ended: until then they read and write the callers' memory.
+    """
+    with ExitStack() as under_way:
+        for request in requests:
+            request.start_async()
+            under_way.callback(request.wait)
 
 
 def _cancel(requests: Sequence[Any]) -> None:
