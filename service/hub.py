@@ -132,6 +132,8 @@ class Hub:
         self._models: dict[int, DevicePipeline] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_open = False
+        self._has_opened = False
+        """Whether every front has served: one is enough from then on, but a first one would get all connections."""
         self._is_closing = False
         self._changed = asyncio.Event()
 
@@ -166,6 +168,8 @@ class Hub:
                             task.result()
         except TimeoutError:
             raise FrontsFailedError(f"got {self._serving} fronts within {_START_S:g} s, wanted {self._count}") from None
+        self._has_opened = True
+        self._note_change()
 
     async def close(self) -> None:
         """Let the fronts finish what they accepted, within what is left of the drain; then end them."""
@@ -258,9 +262,9 @@ class Hub:
         self._changed.set()
 
     def _note_change(self) -> None:
-        """A front has begun to serve, or is gone."""
+        """A front has begun to serve, or is gone, or all have opened."""
         self._metrics.fronts.set(self._serving)
-        self._service.is_reachable = self._serving > 0
+        self._service.is_reachable = self._has_opened and self._serving > 0
         self._changed.set()
 
     def _drain(self) -> None:
