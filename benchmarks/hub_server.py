@@ -62,7 +62,7 @@ class WaitingEngine(Engine):
         time.sleep(_CALL_S + images.shape[0] / self._photos_per_s)
         return tuple(torch.zeros(images.shape[0], 8, 14, 14) for _ in range(4))
 
-    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
         """Logits that are there already."""
         return self._logits[: features[0].shape[0]]
 

@@ -149,7 +149,7 @@ def _measure_one(run: RawRun, predictor: Predictor, uploads: list[bytes]) -> Raw
         predictor.predict(ready)
 
     def device(start: int) -> None:
-        engine.decode(engine.encode(squares), prompts)
+        engine.decode_native(engine.encode(squares), prompts)
 
     def pipeline(start: int) -> None:
         batch = prepare(start)

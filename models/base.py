@@ -75,6 +75,14 @@ class SegmentationModel(nn.Module, ABC):
         prompt: as `prompt_tensors` gives it, or as `embed_prompt` does.
         """
 
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
+        """The logits before `decode` enlarges them, [B, K, s, s] with s <= S: their bilinear resize is what it gives.
+
+        What `Letterbox` restores a mask from: a network that ends by enlarging need not do so where nothing reads most
+        of the values. Here: a network whose last map is as large as the square.
+        """
+        return self.decode(features, prompt)
+
     def embed_prompt(self, features: Features, prompt: PromptTensors) -> PromptTensors:
         """A batch of prompts in the form that the layers read: a text's embedding, the clicks' heatmaps.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Features, SegmentationModel
+from models.layers import resize
 from models.letterbox import Letterbox
 from models.prompts import PromptKind, PromptTensors, example_prompt
 
@@ -80,8 +81,16 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
+        """Logits [B, K, s, s] float32 on the CPU, of rows that `encode` gave and as many collated prompts.
+
+        As large as the network's last map, or enlarged to S already; `Letterbox` takes either.
+        """
+
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
-        """Logits [B, K, S, S] float32 on the CPU, of rows that `encode` gave and as many collated prompts."""
+        """The same at the square's size, [B, K, S, S]."""
+        side = self.model.config.image_size
+        return resize(self.decode_native(features, prompt), side, side)
 
     def warm_up(self, batch_size: int) -> None:
         """Run squares of noise, so that no batch of up to `batch_size` waits for what is set up on first use."""
@@ -93,7 +102,7 @@ class Engine(ABC):
     def example_run(self, batch_size: int) -> Callable[[], object]:
         """What runs `batch_size` squares of noise in the way that a busy server runs them, to be timed."""
         images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)
-        return lambda: self.decode(self.encode(images), prompts)
+        return lambda: self.decode_native(self.encode(images), prompts)
 
 
 class EncodeGraph(nn.Module):
@@ -103,30 +112,38 @@ class EncodeGraph(nn.Module):
     be written out between its halves.
     """
 
-    def __init__(self, model: SegmentationModel) -> None:
+    def __init__(self, model: SegmentationModel, *, enlarges: bool = False) -> None:
+        """enlarges: whether logits are those of `decode`, [B, K, S, S], rather than of `decode_native`."""
         super().__init__()
         self.model = model
+        self.enlarges = enlarges
 
     def forward(self, images: Tensor) -> Features:
         """Features, or the logits of an image-only model as the only one."""
         if takes_prompt(self.model):
             return self.model.encode(images)
-        return (self.model(images, {}),)
+        decode = self.model.decode if self.enlarges else self.model.decode_native
+        return (decode(self.model.encode(images), {}),)
 
 
 class DecodeGraph(nn.Module):
     """What an engine compiles as `decode`: features and an embedded prompt as one flat row of tensors -> logits."""
 
-    def __init__(self, model: SegmentationModel, levels: int, prompt_names: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: SegmentationModel, levels: int, prompt_names: tuple[str, ...], *, enlarges: bool = False
+    ) -> None:
+        """enlarges: as for `EncodeGraph`."""
         super().__init__()
         self.model = model
+        self.enlarges = enlarges
         self.levels = levels
         self.prompt_names = prompt_names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Logits [B, K, S, S] of `levels` features and then the prompt's tensors in the order of their names."""
+        """Logits of `levels` features and then the prompt's tensors in the order of their names."""
         prompt = dict(zip(self.prompt_names, tensors[self.levels :], strict=True))
-        return self.model.decode(tensors[: self.levels], prompt)
+        decode = self.model.decode if self.enlarges else self.model.decode_native
+        return decode(tensors[: self.levels], prompt)
 
 
 def as_model(engine: Engine) -> SegmentationModel:
@@ -134,6 +151,7 @@ def as_model(engine: Engine) -> SegmentationModel:
     served = copy.copy(engine.model)
     served.encode = engine.encode  # type: ignore[method-assign]
     served.decode = engine.decode  # type: ignore[method-assign]
+    served.decode_native = engine.decode_native  # type: ignore[method-assign]
     return served
 
 

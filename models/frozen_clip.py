@@ -1,5 +1,6 @@
 """What `clip` and `prompt` share: encoding by a frozen CLIP alone, so that both read the same cached features."""
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from models.base import ArchitectureConfig, Features, SegmentationModel
 from models.clip_backbone import BackboneConfig, ClipBackbone, load_backbone
 from models.layers import resize_to
 from models.mask_heads import GridHead, PyramidHead
+from models.prompts import PromptTensors
 
 
 class FrozenClipConfig(ArchitectureConfig):
@@ -70,12 +72,18 @@ class FrozenClip(SegmentationModel):
     def encoder_digest(self) -> str:
         return f"{self.backbone.digest}/{self.config.image_size}/{self.config.backbone.layers}"
 
+    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+        return resize_to(self.decode_native(features, prompt), features[0])
+
+    @abstractmethod
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor: ...
+
     def segment(self, features: Features, condition: Tensor, guide: Tensor) -> Tensor:
-        """Logits [B, K, S, S] of `features` under a condition [B, D, h, w] and a guide [B, G, any, any]."""
+        """Logits [B, K, s, s] of `features` under a condition [B, D, h, w] and a guide [B, G, any, any]."""
         image, _, grid, *layers = features
-        if self.config.head == "grid":
-            return resize_to(self.head(grid, condition), image)
-        return resize_to(self.head(grid, condition, guide, layers, image), image)
+        inputs = (grid, condition) if self.config.head == "grid" else (grid, condition, guide, layers, image)
+        logits: Tensor = self.head(*inputs)
+        return logits
 
 
 def cosine_map(features: Tensor, vectors: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from models.image_files import FORMATS, MAX_FRAMES, ImageError, ImageTooLargeError, UnsupportedImageError, check_file
-from models.upsampling import resize_argmax
+from models.layers import resize
+from models.upsampling import resize_argmax, resize_twice_argmax
 
 Array = npt.NDArray[np.uint8]
 
@@ -60,6 +61,12 @@ class Letterbox:
         height, width = self.content_size
         return (self.image_size - height) // 2, (self.image_size - width) // 2
 
+    @property
+    def _content(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that the resized upload fills."""
+        (height, width), (top, left) = self.content_size, self.offset
+        return slice(top, top + height), slice(left, left + width)
+
     def apply_image(self, image: Image.Image) -> Array:
         """RGB image of any size -> [S, S, 3] uint8. The image may be a reduced decoding of the upload."""
         return np.ascontiguousarray(self.image_planes(image).transpose(1, 2, 0))
@@ -99,21 +106,24 @@ class Letterbox:
         return [((x + 0.5) * scale_x - 0.5 + left, (y + 0.5) * scale_y - 0.5 + top) for x, y in points]
 
     def crop(self, logits: Tensor) -> Tensor:
-        """Square scores [K, S, S] -> [K, h, w] without the padding."""
-        (height, width), (top, left) = self.content_size, self.offset
-        return logits[:, top : top + height, left : left + width]
+        """Scores [K, s, s] of the square -> [K, h, w] at its size, without the padding."""
+        square = resize(logits[None], self.image_size, self.image_size)[0]
+        return square[:, *self._content]
 
     def restore_logits(self, logits: Tensor) -> Tensor:
-        """Square scores [K, S, S] -> [K, H, W] float32 at the upload's size, bilinear."""
-        content = self.crop(logits).float()
+        """Scores [K, s, s] of the square -> [K, H, W] float32 at the upload's size, bilinear by way of S."""
+        content = self.crop(logits.float())
         return F.interpolate(content[None], self.original_size, mode="bilinear", align_corners=False)[0]
 
     def restore_mask(self, logits: Tensor) -> Array:
-        """Square scores [K, S, S] -> mask [H, W] uint8: resize the logits, then argmax.
+        """Scores [K, s, s] of the square -> mask [H, W] uint8: resize the logits, then argmax.
 
         Equal to `restore_logits(logits).argmax(0)`, though only what a border crosses is resized at all.
         """
-        return resize_argmax(self.crop(logits).float().cpu().numpy(), *self.original_size)
+        logits = logits.float().cpu()
+        if max(logits.shape[1:]) < self.image_size:
+            return resize_twice_argmax(logits.numpy(), self.image_size, *self._content, *self.original_size)
+        return resize_argmax(self.crop(logits).numpy(), *self.original_size)
 
     def restore_strips(self, logits: Tensor) -> Iterator[Tensor]:
         """`restore_logits` in strips of rows, top to bottom, each [K, rows, W] float32; one strip for small uploads."""
@@ -122,7 +132,7 @@ class Letterbox:
         if rows >= height:
             yield self.restore_logits(logits)
         else:
-            yield from _resize_in_strips(self.crop(logits).float(), height, width, rows)
+            yield from _resize_in_strips(self.crop(logits.float()), height, width, rows)
 
 
 def _resize_photo(photo: Image.Image, height: int, width: int) -> Array:

@@ -63,7 +63,7 @@ def export_onnx(checkpoint: Checkpoint, folder: Path) -> list[Exported]:
         raise ExportError(f"got no {' and '.join(missing)}, which the export needs; pip install 'petseg[onnx]'")
     model = checkpoint.model.eval()
     folder.mkdir(parents=True, exist_ok=True)
-    encode = EncodeGraph(model)
+    encode = EncodeGraph(model, enlarges=True)
 
     def images(rows: int) -> tuple[Tensor, ...]:
         return (example_images(model, rows),)
@@ -81,7 +81,7 @@ def export_onnx(checkpoint: Checkpoint, folder: Path) -> list[Exported]:
 
     prompt = tuple(_example_prompts(model, 1))
     levels = tuple(f"feature{level}" for level in range(len(features_and_prompt(1)) - len(prompt)))
-    decode = DecodeGraph(model, len(levels), prompt)
+    decode = DecodeGraph(model, len(levels), prompt, enlarges=True)
     encoder = _Graph(checkpoint, "encoder", encode, images, ("images",), levels)
     decoder = _Graph(checkpoint, "decoder", decode, features_and_prompt, (*levels, *prompt), ("logits",))
     return [each.write(folder / f"{checkpoint.name}-{each.part}.onnx") for each in (encoder, decoder)]

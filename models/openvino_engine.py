@@ -76,7 +76,7 @@ class OpenVinoEngine(Engine):
     def encode(self, images: Tensor) -> Features:
         return self._encoder(images)
 
-    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
         if self._decoder is None:
             return features[0]
         with torch.inference_mode():

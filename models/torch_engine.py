@@ -35,7 +35,7 @@ class TorchEngine(Engine):
         if device.type == "cuda" and precision is Precision.FP32:
             compute_convolutions_in_float32()
         self._encode: Callable[[Tensor], Features] = EncodeGraph(model)
-        self._decode: Callable[[Features, PromptTensors], Tensor] = model.decode
+        self._decode: Callable[[Features, PromptTensors], Tensor] = model.decode_native
         self._link = HostLink(device) if device.type == "cuda" else None
         self._recorder: Recorder | None = None
         prepare(self)
@@ -58,7 +58,7 @@ class TorchEngine(Engine):
                 images = images.float().div_(255.0)
             return self._encode(images)
 
-    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
         if not takes_prompt(self.model):
             return self._fetch(features[0].float())
         embedded = self.embed(features, prompt)
@@ -75,8 +75,8 @@ class TorchEngine(Engine):
         if self._recorder is not None:
             images = (255 * images).byte().pin_memory()  # as the predictor collates them
             with self._recorder.on():
-                self.decode(self.encode(images), prompts)
-        return lambda: self.decode(self.encode(images), prompts)
+                self.decode_native(self.encode(images), prompts)
+        return lambda: self.decode_native(self.encode(images), prompts)
 
     @property
     def graph_sizes(self) -> list[int]:
@@ -162,7 +162,7 @@ def find_computing_layers(engine: TorchEngine) -> set[nn.Module]:
         ran.clear()
         engine.embed(features, prompt)  # before `decode`: texts embedded once come from a cache
         embedding = ran.copy()
-        engine.decode(features, prompt)
+        engine.decode_native(features, prompt)
         return (encoding | ran) - embedding
     finally:
         for hook in hooks:

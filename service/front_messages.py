@@ -38,7 +38,7 @@ from service.figures import Series
 from service.model_facts import ModelFacts
 
 Scores = npt.NDArray[np.float32]
-"""Logits [K, S, S]."""
+"""Logits [K, s, s]."""
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ def encode_voc_png(mask: Array) -> bytes:
 def find_segments(mask: Array, logits: Tensor, letterbox: Letterbox) -> list[Segment]:
     """One segment for each class but the background that has pixels in `mask` [H, W], in class order.
 
-    logits: Tensor [K, S, S], those that `mask` was restored from. Scores are averaged on the model's own grid, before
+    logits: Tensor [K, s, s], those that `mask` was restored from. Scores are averaged on the model's square, before
     enlarging: the mean is the same but for the border, at a cost that does not grow with the photo.
     """
-    probabilities = letterbox.crop(logits).float().softmax(dim=0)
+    probabilities = letterbox.crop(logits.float()).softmax(dim=0)
     winners = probabilities.argmax(dim=0)
     segments = []
     for category_id in range(1, logits.shape[0]):
@@ -136,7 +136,7 @@ def draw_cutout(photo: Image.Image, mask: Array) -> bytes:
 def draw_probability(logits: Tensor, letterbox: Letterbox) -> bytes:
     """Confidence that a pixel is no background, 0 to 255, as 8-bit grey PNG at the upload's size.
 
-    logits: Tensor [K, S, S]; resized first, then softmax, as the mask's argmax is taken.
+    logits: Tensor [K, s, s]; resized first, then softmax, as the mask's argmax is taken.
     """
     strips = [
         (1 - strip.softmax(dim=0)[0]).mul_(255).round_().to(torch.uint8).cpu().numpy()

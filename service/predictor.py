@@ -76,7 +76,7 @@ class Prediction:
     """One request's scores."""
 
     logits: Tensor
-    """[K, S, S] float32 on the CPU."""
+    """[K, s, s] float32 on the CPU, as `Engine.decode_native` gives them."""
     chosen_prompt: str | None
     """The text the model prompted itself with; None where the caller's prompt was used, or none is taken."""
     encode_s: float
@@ -173,7 +173,7 @@ class Predictor:
             encoded_at = time.perf_counter()
             check_stop()
             prompt: PromptTensors = default_collate([row.prompt for row in batch])
-            logits = self.engine.decode(features, prompt)
+            logits = self.engine.decode_native(features, prompt)
             chosen = self.model.chosen_prompts(features, prompt)
         encode_s = encoded_at - started_at if has_encoded else 0.0
         return [Prediction(row, text, encode_s) for row, text in zip(logits, chosen, strict=True)]

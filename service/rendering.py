@@ -79,7 +79,7 @@ class Drawer:
     def draw(self, scores: Scores, letterbox: Letterbox, upload: bytes | None) -> Drawing:
         """Draw one answer.
 
-        scores: logits [K, S, S] float32. upload: the photo, read where `shows_photo`.
+        scores: logits [K, s, s] float32, s <= S. upload: the photo, read where `shows_photo`.
         """
         logits, output = torch.from_numpy(scores), self.output
         if output is Output.PROBABILITY:

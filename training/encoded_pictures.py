@@ -78,5 +78,5 @@ class EncodedPictures:
         with torch.inference_mode():
             batch = {key: value.to(self._device) for key, value in default_collate(asked).items()}
             features = self._features if rows is None else tuple(level[list(rows)] for level in self._features)
-            logits = self._model.decode(features, batch).float().cpu()
+            logits = self._model.decode_native(features, batch).float().cpu()
         return [letterbox.restore_mask(scored) for letterbox, scored in zip(letterboxes, logits, strict=True)]

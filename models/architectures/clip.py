@@ -50,7 +50,7 @@ class Clip(FrozenClip):
         """`text` [B, D] float32 of unit length, on the device of the features."""
         return prompt if "text" in prompt else {"text": self._text_embeddings(features, prompt["tokens"])}
 
-    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
         grid = features[2]
         text = self.embed_prompt(features, prompt)["text"].to(grid)  # [B, D]
         condition = self.text_projection(text)[:, :, None, None].expand(-1, -1, *grid.shape[-2:])  # [B, D, h, w]

@@ -45,7 +45,7 @@ class PromptModel(FrozenClip):
         """
         return prompt if "positive" in prompt else self._heatmaps(prompt, features[0].device)
 
-    def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
         grid = features[2]
         heatmaps = self.embed_prompt(features, prompt)
         positive, negative = heatmaps["positive"].to(grid.dtype), heatmaps["negative"].to(grid.dtype)

@@ -63,11 +63,12 @@ class TimmUNet(SegmentationModel):
         return (normalised, *self.encoder(normalised))  # [B, 3, S, S], then strides 2, 4, 8, 16, 32
 
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
+        return resize_to(self.decode_native(features, prompt), features[0])
+
+    def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
         *skips, level = features
         level = self.dropout(level)
         for block, skip in zip(self.up, reversed(skips), strict=False):
             level = block(torch.cat([resize_to(level, skip), skip], dim=1))
         logits = cast(Tensor, self.head(level))  # [B, C, S/2, S/2] -> [B, K, S/2, S/2]
-        if self.vote is not None:
-            logits = logits + self.vote(features[-1])
-        return resize_to(logits, skips[0])
+        return logits if self.vote is None else logits + self.vote(features[-1])

@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -104,6 +105,18 @@ def test_a_prompt_of_another_kind_is_refused(name: str) -> None:
 def test_unknown_architecture_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="got architecture 'vnet', wanted one of autoencoder, clip"):
         get_architecture("vnet")
+
+
+@pytest.mark.parametrize("recipe", list_configs())
+def test_logits_are_the_native_ones_enlarged(recipe: str) -> None:
+    model = build(recipe).eval()
+    images, prompt = batch(model, 2)
+    with torch.no_grad():
+        features = model.encode(images)
+        native, logits = model.decode_native(features, prompt), model.decode(features, prompt)
+    assert native.shape[-1] <= logits.shape[-1] == model.config.image_size
+    enlarged = F.interpolate(native, logits.shape[-2:], mode="bilinear", align_corners=False)
+    torch.testing.assert_close(enlarged, logits, rtol=1e-4, atol=1e-4)
 
 
 def shapes(name: str, config: dict[str, object]) -> tuple[SegmentationModel, list[tuple[int, ...]], tuple[int, ...]]:

@@ -59,7 +59,9 @@ def ask(model: SegmentationModel, engine: Engine | None) -> list[Array]:
         images = torch.stack([image] * len(asked))
         collated = {name: torch.stack([tensors[name] for tensors in asked]) for name in asked[0]}
         with torch.inference_mode():
-            logits = model(images, collated) if engine is None else engine.decode(engine.encode(images), collated)
+            logits = (
+                model(images, collated) if engine is None else engine.decode_native(engine.encode(images), collated)
+            )
         masks += [letterbox.restore_mask(row) for row in logits]
     return masks
 

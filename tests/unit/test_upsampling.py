@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models import upsampling
 from models.letterbox import Letterbox
-from models.upsampling import resize_argmax
+from models.upsampling import resize_argmax, resize_twice_argmax
 
 
 def plain(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -48,6 +48,64 @@ def test_regions_wider_than_a_cell_equal_the_plain_resize(seed: int, size: tuple
     assert_equal(resize_argmax(scores.numpy(), *size), plain(scores, *size))
 
 
+@given(
+    st.integers(0, 2**32),
+    st.integers(2, 5),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.integers(0, 30),
+    st.tuples(*[st.floats(0, 1)] * 4),
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+)
+@settings(max_examples=150, deadline=None)
+def test_two_resizes_equal_the_plain_ones(
+    seed: int,
+    classes: int,
+    grid: tuple[int, int],
+    more: int,
+    window: tuple[float, float, float, float],
+    size: tuple[int, int],
+) -> None:
+    scores = torch.randn(classes, *grid, generator=torch.Generator().manual_seed(seed))
+    square = max(grid) + more
+    rows, columns = (slice_of(square, *ends) for ends in (window[:2], window[2:]))
+    enlarged = plain(plain(scores, square, square)[:, rows, columns], *size)
+    assert_equal(resize_twice_argmax(scores.numpy(), square, rows, columns, *size), enlarged)
+
+
+def slice_of(side: int, one: float, other: float) -> slice:
+    """Some part of `side`, not empty."""
+    start, stop = sorted((one, other))
+    return slice(int(start * (side - 1)), int(start * (side - 1)) + 1 + int((stop - start) * (side - 1)))
+
+
+@given(st.integers(0, 2**32), st.integers(20, 60), st.tuples(st.integers(1, 150), st.integers(1, 150)))
+@settings(max_examples=80, deadline=None)
+def test_two_resizes_of_wide_regions_equal_the_plain_ones(seed: int, square: int, size: tuple[int, int]) -> None:
+    few = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    scores = F.interpolate(few[None], (20, 20), mode="bicubic")[0]
+    whole = slice(0, square)
+    enlarged = plain(plain(scores, square, square), *size)
+    assert_equal(resize_twice_argmax(scores.numpy(), square, whole, whole, *size), enlarged)
+
+
+def test_most_points_between_are_never_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    interpolate = upsampling._interpolate
+
+    def count(flat: upsampling.Floats, vertical: upsampling._Ends, horizontal: upsampling._Ends) -> object:
+        computed.append(len(vertical.before))
+        return interpolate(flat, vertical, horizontal)
+
+    monkeypatch.setattr(upsampling, "_interpolate", count)
+    scores = torch.zeros(3, 112, 112)
+    scores[0] = 1
+    scores[1, 30:60, 40:80] = 2
+    resize_twice_argmax(scores.numpy(), 224, slice(0, 224), slice(0, 224), 375, 500)
+    points, pixels = computed
+    assert 0 < points < 0.06 * 224 * 224
+    assert 0 < pixels < 0.06 * 375 * 500
+
+
 @pytest.mark.parametrize("size", [(7, 9), (40, 3), (3, 40), (1, 1), (16, 20), (157, 211)])
 @pytest.mark.parametrize("strip_pixels", [1, 300, 1 << 19])
 def test_any_size_in_any_strips_equals_the_plain_resize(
@@ -84,7 +142,8 @@ def test_a_class_that_wins_between_grid_points_only_is_found() -> None:
 
 
 @pytest.mark.parametrize("original_size", [(1000, 20), (20, 1000), (100, 1000), (40, 4000)])
-def test_uploads_too_narrow_to_be_enlarged_are_restored_too(original_size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("side", [4, 32, 64])
+def test_uploads_too_narrow_to_be_enlarged_are_restored_too(original_size: tuple[int, int], side: int) -> None:
     letterbox = Letterbox(original_size, 64)
-    logits = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(3, side, side, generator=torch.Generator().manual_seed(1))
     assert_equal(letterbox.restore_mask(logits), letterbox.restore_logits(logits))
