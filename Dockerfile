@@ -13,7 +13,12 @@ ARG TORCH_INDEX_URL=""
 ARG EXTRAS="openvino"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/petseg/bin:$PATH
 WORKDIR /src
-RUN python -m venv /opt/petseg
+# For our own module in C; without a compiler petseg draws its masks with numpy.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && python -m venv /opt/petseg
 COPY constraints.txt ./
 RUN if [ -n "$TORCH_INDEX_URL" ]; then \
         PIP_INDEX_URL="$TORCH_INDEX_URL" pip install --constraint constraints.txt torch torchvision; \

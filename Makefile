@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+COMPILED := $(wildcard models/*.pyx) # by the installation
 
 .PHONY: serve test soak fuzz scale check openapi clean
 
@@ -26,11 +27,11 @@ fuzz: $(VENV)/.installed-fuzz
 openapi: $(VENV)/.installed-dev
 	$(BIN)/petseg openapi > openapi.json
 
-$(VENV)/.installed-serve: pyproject.toml constraints.txt | $(VENV)
+$(VENV)/.installed-serve: pyproject.toml constraints.txt $(COMPILED) | $(VENV)
 	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[openvino]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(COMPILED) | $(VENV)
 	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.installed-serve
 

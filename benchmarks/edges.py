@@ -19,7 +19,6 @@ from benchmarks.requests import read_photos
 from benchmarks.statistics import median
 from models.checkpoint import load_checkpoint
 from models.letterbox import Array, Letterbox, decode_image, decode_planes, image_tensor
-from models.upsampling import resize_argmax
 from service.masks import COLOURS
 from service.png import encode_indexed, pack
 from service.rle import encode_rle
@@ -50,7 +49,7 @@ def measure_edges(checkpoint: Path, photos: Path, large_photos: Path, repeats: i
         image, size = decode_image(upload)
         letterbox = Letterbox(size, model.config.image_size)
         with torch.inference_mode():
-            logits = model(image_tensor(letterbox.apply_image(image))[None], {})[0]
+            logits = model.decode_native(model.encode(image_tensor(letterbox.apply_image(image))[None]), {})[0]
         mask = letterbox.restore_mask(logits)
         steps: dict[str, dict[str, Callable[[], object]]] = {
             "decode and letterbox": _decodings(upload, letterbox),
@@ -97,11 +96,10 @@ def _decodings(upload: bytes, letterbox: Letterbox) -> dict[str, Callable[[], ob
 
 
 def _enlargings(logits: torch.Tensor, letterbox: Letterbox) -> dict[str, Callable[[], object]]:
-    scores = letterbox.crop(logits).numpy()
     return {
         "enlarge everything, torch.argmax": lambda: letterbox.restore_logits(logits).argmax(0),
         "enlarge everything, running maximum": lambda: _running_maximum(logits, letterbox),
-        "only cells that a border crosses" + _SERVED: lambda: resize_argmax(scores, *letterbox.original_size),
+        "only cells that a border crosses" + _SERVED: lambda: letterbox.restore_mask(logits),
     }
 
 

@@ -5,6 +5,8 @@ every pixel between them: the differences to the other classes are means of posi
 grid are repeated, and only the few pixels in cells that a border crosses are computed. Where the logits are enlarged
 twice, to the model's square and from there to the photo, the same holds for the points of the square. Called by
 letterbox.py.
+
+`_upsampling.pyx` does the same in C where petseg was installed with a compiler; the tests run both.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+try:
+    from models import _upsampling
+except ImportError:
+    _upsampling = None  # type: ignore[assignment]
+
+compiled = _upsampling
+"""None where petseg was installed without a C compiler, or runs from a checkout of its own."""
 
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -32,7 +42,10 @@ def resize_argmax(scores: Floats, height: int, width: int) -> Bytes:
 
     scores: [K, h, w], K < 255, of any size against the result. Returns [height, width] uint8.
     """
-    return _fill(_Points(_flatten(scores), _find_winners(scores, _margin(scores))), height, width)
+    margin = _margin(scores)
+    if compiled is not None:
+        return _fill_compiled(scores, margin, height, width)
+    return _fill(_Points(_flatten(scores), _find_winners(scores, margin)), height, width)
 
 
 def resize_twice_argmax(scores: Floats, square: int, rows: slice, columns: slice, height: int, width: int) -> Bytes:
@@ -42,6 +55,9 @@ def resize_twice_argmax(scores: Floats, square: int, rows: slice, columns: slice
     """
     margin = _margin(scores)
     down, across = _Axis(scores.shape[1], square, rows), _Axis(scores.shape[2], square, columns)
+    if compiled is not None:  # all points: to find out which are needed would take as long
+        enlarged = compiled.enlarge(np.ascontiguousarray(scores), *down.table, *across.table)
+        return _fill_compiled(enlarged, margin, height, width)
     winners = _find_cells(_find_winners(scores, margin)).take(across.before, axis=1).take(down.before, axis=0)
     # Of neighbours in sure cells both cells have the same winner, for these share a point. So what lies between points
     # of different winners has an unsure one at a corner, and all its corners are computed here.
@@ -84,9 +100,19 @@ class _Axis:
         self._after: Indices = np.minimum(self.before + 1, points - 1)
         self._weights: Floats = positions - self.before.astype(np.float32)
 
+    @property
+    def table(self) -> _Ends:
+        """Both ends of each of all pixels."""
+        return _Ends(self.before, self._after, self._weights)
+
     def at(self, pixels: Indices, step: int = 1) -> _Ends:
         """Both ends of each of `pixels`; step: elements from one grid point to the next."""
         return _Ends(step * self.before[pixels], step * self._after[pixels], self._weights[pixels])
+
+
+def _fill_compiled(scores: Floats, margin: np.float32, height: int, width: int) -> Bytes:
+    rows, columns = _Axis(scores.shape[1], height), _Axis(scores.shape[2], width)
+    return compiled.fill(np.ascontiguousarray(scores), float(margin), *rows.table, *columns.table)
 
 
 def _fill(points: _Points, height: int, width: int) -> Bytes:

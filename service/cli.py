@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from fastapi import FastAPI
 
+from models import upsampling
 from models.base import describe_kind
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.onnx_export import ExportError, export_onnx
@@ -61,6 +62,8 @@ def serve(
             service_app.state.hub = hub
             for line in describe_models(service_app.state.predictors, settings):
                 say(line, settings)
+            if upsampling.compiled is None:
+                logger.warning("masks are drawn by numpy, in twice the time: petseg was installed without a C compiler")
             greeting = f"petseg on {address_of(listener)} - open it in a browser; the API's reference is at /docs"
             run_server(service_app, settings, listener, lambda: say(greeting, settings))
     except (SettingsError, CheckpointError, PortError) as error:

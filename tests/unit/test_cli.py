@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
+from models import upsampling
 from service import __main__, cli
 from service.app import create_app
 from service.settings import Settings
@@ -28,9 +29,9 @@ def test_openapi_prints_the_document(runner: CliRunner) -> None:
     assert result.stdout == cli.document_text()
 
 
-def test_serve_says_in_a_line_what_each_model_takes(
-    runner: CliRunner, checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def ports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Those that `petseg serve` would have listened on: here it ends as soon as it could be asked."""
     ports: list[int] = []
 
     def run_server(app: FastAPI, settings: Settings, listener: socket.socket, on_start: Callable[[], None]) -> None:
@@ -39,6 +40,12 @@ def test_serve_says_in_a_line_what_each_model_takes(
         on_start()
 
     monkeypatch.setattr(cli, "run_server", run_server)
+    return ports
+
+
+def test_serve_says_in_a_line_what_each_model_takes(
+    runner: CliRunner, checkpoint_folder: Path, ports: list[int]
+) -> None:
     result = runner.invoke(cli.app, ["serve", "--checkpoints", str(checkpoint_folder), "--port", "0"])
     assert result.exit_code == 0, result.output
     model, url = result.stdout.splitlines()
@@ -60,6 +67,17 @@ def test_serve_says_in_a_line_what_each_model_takes(
         "fp32",
     ]
     assert url == f"petseg on http://127.0.0.1:{ports[0]} - open it in a browser; the API's reference is at /docs"
+
+
+@pytest.mark.usefixtures("ports")
+@pytest.mark.parametrize(("compiled", "lines"), [(None, 1), (object(), 0)])
+def test_serve_says_once_where_masks_take_longer(
+    runner: CliRunner, checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch, compiled: object, lines: int
+) -> None:
+    monkeypatch.setattr(upsampling, "compiled", compiled)
+    result = runner.invoke(cli.app, ["serve", "--checkpoints", str(checkpoint_folder), "--port", "0"])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("petseg was installed without a C compiler") == lines
 
 
 def test_a_stop_during_the_start_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,9 @@ def test_photos_are_resized_as_pillow_does(height: int, width: int, side: int, s
     square = letterbox.apply_image(Image.fromarray(pixels))
     content = square[top : top + content_height, left : left + content_width].astype(int)
     wanted = Image.fromarray(pixels).resize((content_width, content_height), Image.Resampling.BILINEAR)
-    assert np.abs(content - np.asarray(wanted).astype(int)).max() <= 1
+    differences = np.abs(content - np.asarray(wanted).astype(int))
+    assert differences.max() <= 2
+    assert (differences > 1).sum() <= 1 + 0.001 * differences.size
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))

@@ -1,5 +1,7 @@
 """The winner of resized logits without resizing most of them: equal to the plain resize, pixel by pixel."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,17 @@ from hypothesis import strategies as st
 from models import upsampling
 from models.letterbox import Letterbox
 from models.upsampling import resize_argmax, resize_twice_argmax
+
+
+@pytest.fixture(autouse=True, scope="module", params=["compiled", "numpy"])
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to the same masks."""
+    if request.param == "compiled" and upsampling.compiled is None:
+        pytest.skip("petseg was installed without a C compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(upsampling, "compiled", None)
+        yield
 
 
 def plain(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -89,6 +102,7 @@ def test_two_resizes_of_wide_regions_equal_the_plain_ones(seed: int, square: int
 
 
 def test_most_points_between_are_never_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upsampling, "compiled", None)  # which computes all points of the square
     computed = []
     interpolate = upsampling._interpolate
 
