@@ -17,9 +17,9 @@ _INDEXED = 3
 
 # For each depth: pixels that one word holds, a byte each, and the factor that moves them side by side into the word's
 # highest byte. With 2 bits, b0 + b1 << 8 + b2 << 16 + b3 << 24 times the factor holds b0 b1 b2 b3 in bits 31 to 24.
-_PACKING: dict[int, tuple[npt.DTypeLike, int, int]] = {
-    2: ("<u4", 1 << 30 | 1 << 20 | 1 << 10 | 1, 24),
-    4: ("<u2", 1 << 12 | 1, 8),
+_PACKING: dict[int, tuple[npt.DTypeLike, int]] = {
+    2: ("<u4", 1 << 30 | 1 << 20 | 1 << 10 | 1),
+    4: ("<u2", 1 << 12 | 1),
 }
 
 
@@ -57,13 +57,13 @@ def choose_depth(highest: int) -> int:
 
 def pack(mask: npt.NDArray[np.uint8], depth: int) -> npt.NDArray[np.uint8]:
     """[H, W] values below 2^depth -> [H, ceil(W * depth / 8)] bytes, leftmost pixel in the highest bits."""
-    word, factor, shift = _PACKING[depth]
+    word, factor = _PACKING[depth]
     pixels = 8 // depth
     missing = -mask.shape[1] % pixels
     even = np.pad(mask, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(mask)
     words = even.view(word)
-    packed: npt.NDArray[np.uint8] = ((words * words.dtype.type(factor)) >> words.dtype.type(shift)).astype(np.uint8)
-    return packed
+    highest_bytes: npt.NDArray[np.uint8] = (words * words.dtype.type(factor)).view(np.uint8)[:, pixels - 1 :: pixels]
+    return highest_bytes
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
