@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-COMPILED := $(wildcard models/*.pyx) # by the installation
+# What the installation compiles.
+COMPILED := $(wildcard models/*.pyx)
 
 .PHONY: serve test soak fuzz scale check openapi clean
 
@@ -48,4 +49,4 @@ $(VENV):
 	$(BIN)/pip install --quiet --upgrade 'pip>=24'
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info models/*.so models/*.c

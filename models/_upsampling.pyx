@@ -126,7 +126,7 @@ cdef void _find_winners(Grid grid, float margin, float *scratch, byte *winners) 
 cdef void _fill(
     Grid grid, Axis rows, Axis columns, const Py_ssize_t *begins, const byte *winners, byte *mask
 ) noexcept nogil:
-    # begins: for each of the grid's columns and one more, the first pixel that lies behind it.
+    # begins: for each of the grid's columns, and for its end, the first pixel at or behind it.
     cdef Py_ssize_t first = 0, end, y, x, cell, start
     cdef const byte *above
     cdef const byte *below

@@ -36,7 +36,8 @@ def assert_equal(mask: np.ndarray, enlarged: torch.Tensor) -> None:
     is_tie = (best[0] - best[1] < 1e-5 * enlarged.abs().max()).numpy()
     assert mask.dtype == np.uint8
     assert ((mask == enlarged.argmax(0).numpy()) | is_tie).all()
-    assert is_tie.sum() <= 1 + 0.001 * is_tie.size or is_tie.all()
+    # What was drawn says something: of one row of scores all rows of pixels are alike, with whatever tie there is.
+    assert is_tie.sum() <= max(is_tie.shape) + 0.001 * is_tie.size or is_tie.all()
 
 
 @given(
