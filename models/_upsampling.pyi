@@ -9,19 +9,15 @@ _Indices = npt.NDArray[np.intp]
 def enlarge(
     scores: _Floats,
     rows_before: _Indices,
-    rows_after: _Indices,
     row_weights: _Floats,
     columns_before: _Indices,
-    columns_after: _Indices,
     column_weights: _Floats,
 ) -> _Floats: ...
 def fill(
     scores: _Floats,
     margin: float,
     rows_before: _Indices,
-    rows_after: _Indices,
     row_weights: _Floats,
     columns_before: _Indices,
-    columns_after: _Indices,
     column_weights: _Floats,
 ) -> npt.NDArray[np.uint8]: ...

@@ -18,7 +18,6 @@ cdef byte UNSURE = 255
 cdef struct Axis:
     # Where the pixels of one axis lie on the grid, see upsampling.py.
     const Py_ssize_t *before
-    const Py_ssize_t *after
     const float *weights
     Py_ssize_t pixels
 
@@ -31,13 +30,13 @@ cdef struct Grid:
 
 def enlarge(
     const float[:, :, ::1] scores,
-    const Py_ssize_t[::1] rows_before, const Py_ssize_t[::1] rows_after, const float[::1] row_weights,
-    const Py_ssize_t[::1] columns_before, const Py_ssize_t[::1] columns_after, const float[::1] column_weights,
+    const Py_ssize_t[::1] rows_before, const float[::1] row_weights,
+    const Py_ssize_t[::1] columns_before, const float[::1] column_weights,
 ):
     """Every point of the resized scores: [K, h, w] float32 -> [K, len(rows), len(columns)]."""
     cdef Grid grid = Grid(&scores[0, 0, 0], scores.shape[0], scores.shape[1], scores.shape[2])
-    cdef Axis rows = Axis(&rows_before[0], &rows_after[0], &row_weights[0], rows_before.shape[0])
-    cdef Axis columns = Axis(&columns_before[0], &columns_after[0], &column_weights[0], columns_before.shape[0])
+    cdef Axis rows = Axis(&rows_before[0], &row_weights[0], rows_before.shape[0])
+    cdef Axis columns = Axis(&columns_before[0], &column_weights[0], columns_before.shape[0])
     enlarged = np.empty((grid.classes, rows.pixels, columns.pixels), np.float32)
     widened = np.empty((grid.height, columns.pixels), np.float32)
     cdef float[:, :, ::1] into = enlarged
@@ -50,16 +49,16 @@ def enlarge(
 def fill(
     const float[:, :, ::1] scores,
     float margin,
-    const Py_ssize_t[::1] rows_before, const Py_ssize_t[::1] rows_after, const float[::1] row_weights,
-    const Py_ssize_t[::1] columns_before, const Py_ssize_t[::1] columns_after, const float[::1] column_weights,
+    const Py_ssize_t[::1] rows_before, const float[::1] row_weights,
+    const Py_ssize_t[::1] columns_before, const float[::1] column_weights,
 ):
     """The class that wins at each pixel of the resized scores: [K, h, w] float32 -> [len(rows), len(columns)] uint8.
 
     margin: a lead that rounding may turn.
     """
     cdef Grid grid = Grid(&scores[0, 0, 0], scores.shape[0], scores.shape[1], scores.shape[2])
-    cdef Axis rows = Axis(&rows_before[0], &rows_after[0], &row_weights[0], rows_before.shape[0])
-    cdef Axis columns = Axis(&columns_before[0], &columns_after[0], &column_weights[0], columns_before.shape[0])
+    cdef Axis rows = Axis(&rows_before[0], &row_weights[0], rows_before.shape[0])
+    cdef Axis columns = Axis(&columns_before[0], &column_weights[0], columns_before.shape[0])
     mask = np.empty((rows.pixels, columns.pixels), np.uint8)
     winners = np.empty((grid.height, grid.width), np.uint8)
     scratch = np.empty((3, grid.width), np.float32)
@@ -76,7 +75,7 @@ def fill(
 
 cdef void _enlarge(Grid grid, Axis rows, Axis columns, float *widened, float *into) noexcept nogil:
     # First each of the grid's rows, then between rows: the order in which upsampling.py blends.
-    cdef Py_ssize_t k, y, x
+    cdef Py_ssize_t k, y, x, left
     cdef const float *line
     cdef const float *above
     cdef const float *below
@@ -85,12 +84,11 @@ cdef void _enlarge(Grid grid, Axis rows, Axis columns, float *widened, float *in
         for y in range(grid.height):
             line = grid.scores + (k * grid.height + y) * grid.width
             for x in range(columns.pixels):
-                widened[y * columns.pixels + x] = _blend(
-                    line[columns.before[x]], line[columns.after[x]], columns.weights[x]
-                )
+                left = columns.before[x]
+                widened[y * columns.pixels + x] = _blend(line[left], line[_after(left, grid.width)], columns.weights[x])
         for y in range(rows.pixels):
             above = widened + rows.before[y] * columns.pixels
-            below = widened + rows.after[y] * columns.pixels
+            below = widened + _after(rows.before[y], grid.height) * columns.pixels
             weight = rows.weights[y]
             for x in range(columns.pixels):
                 into[x] = _blend(above[x], below[x], weight)
@@ -136,7 +134,7 @@ cdef void _fill(
         while end < rows.pixels and rows.before[end] == rows.before[first]:
             end += 1  # rows of pixels between the same two rows of points
         above = winners + rows.before[first] * grid.width
-        below = winners + rows.after[first] * grid.width
+        below = winners + _after(rows.before[first], grid.height) * grid.width
         cell = 0
         while cell < grid.width:
             start, winner = cell, _find_cell(above, below, cell, grid.width)
@@ -154,7 +152,7 @@ cdef void _fill(
 
 cdef inline byte _find_cell(const byte *above, const byte *below, Py_ssize_t cell, Py_ssize_t width) noexcept nogil:
     # The class that wins in a whole cell, or UNSURE; at the right edge it has no far side.
-    cdef Py_ssize_t right = cell + 1 if cell + 1 < width else cell
+    cdef Py_ssize_t right = _after(cell, width)
     cdef byte winner = above[cell]
     return winner if above[right] == winner and below[cell] == winner and below[right] == winner else UNSURE
 
@@ -162,8 +160,8 @@ cdef inline byte _find_cell(const byte *above, const byte *below, Py_ssize_t cel
 cdef inline byte _find_winner(Grid grid, Axis rows, Axis columns, Py_ssize_t y, Py_ssize_t x) noexcept nogil:
     # The class that wins at one pixel, the first of equals.
     cdef const float *above = grid.scores + rows.before[y] * grid.width
-    cdef const float *below = grid.scores + rows.after[y] * grid.width
-    cdef Py_ssize_t k, left = columns.before[x], right = columns.after[x]
+    cdef const float *below = grid.scores + _after(rows.before[y], grid.height) * grid.width
+    cdef Py_ssize_t k, left = columns.before[x], right = _after(left, grid.width)
     cdef float score, best = 0, weight = columns.weights[x]
     cdef byte winner = 0
     for k in range(grid.classes):
@@ -175,6 +173,11 @@ cdef inline byte _find_winner(Grid grid, Axis rows, Axis columns, Py_ssize_t y, 
         above += grid.height * grid.width
         below += grid.height * grid.width
     return winner
+
+
+cdef inline Py_ssize_t _after(Py_ssize_t before, Py_ssize_t points) noexcept nogil:
+    # The grid point behind another one; the last has none behind it and stands for it.
+    return before + 1 if before + 1 < points else before
 
 
 cdef inline float _blend(float before, float after, float weight) noexcept nogil:

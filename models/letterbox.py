@@ -139,7 +139,7 @@ def _resize_photo(photo: Image.Image, height: int, width: int) -> Array:
     """RGB photo -> planes [3, height, width] uint8, bilinear with antialiasing.
 
     Pillow's way (a triangle as wide as the reduction) by torch, which does it in vectors of bytes: within 1 of Pillow's
-    values, once in a thousand within 2, in a third of the time. Large photos stay with Pillow, which needs no copies
+    values, and within 2 once in millions, in a third of the time. Large photos stay with Pillow, which needs no copies
     of them.
     """
     if photo.width * photo.height > _MOST_COPIED_PIXELS:

@@ -101,9 +101,9 @@ class _Axis:
         self._weights: Floats = positions - self.before.astype(np.float32)
 
     @property
-    def table(self) -> _Ends:
-        """Both ends of each of all pixels."""
-        return _Ends(self.before, self._after, self._weights)
+    def table(self) -> tuple[Indices, Floats]:
+        """The grid point before each pixel and the weight of the next one: what `_upsampling.pyx` reads."""
+        return self.before, self._weights
 
     def at(self, pixels: Indices, step: int = 1) -> _Ends:
         """Both ends of each of `pixels`; step: elements from one grid point to the next."""

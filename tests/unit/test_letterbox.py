@@ -78,7 +78,7 @@ def test_photos_are_resized_as_pillow_does(height: int, width: int, side: int, s
     wanted = Image.fromarray(pixels).resize((content_width, content_height), Image.Resampling.BILINEAR)
     differences = np.abs(content - np.asarray(wanted).astype(int))
     assert differences.max() <= 2
-    assert (differences > 1).sum() <= 1 + 0.001 * differences.size
+    assert (differences > 1).sum() <= 1  # three values of 22 millions were, in 12,000 photos
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))

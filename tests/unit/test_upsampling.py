@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models import upsampling
@@ -31,13 +31,26 @@ def plain(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def assert_equal(mask: np.ndarray, enlarged: torch.Tensor) -> None:
-    """Equal wherever float32 tells the two best scores apart."""
+    """Equal wherever float32 tells the two best scores apart, which it does nearly everywhere."""
+    assert has_few_ties(assert_equal_but_for_ties(mask, enlarged))
+
+
+def assert_equal_if_drawn(mask: np.ndarray, enlarged: torch.Tensor) -> None:
+    """The same of drawn scores; those with many ties, such as one in every copy of a row, prove nothing."""
+    assume(has_few_ties(assert_equal_but_for_ties(mask, enlarged)))
+
+
+def assert_equal_but_for_ties(mask: np.ndarray, enlarged: torch.Tensor) -> np.ndarray:
+    """Where the ties are, [height, width] bool."""
     best = enlarged.topk(2, dim=0).values
-    is_tie = (best[0] - best[1] < 1e-5 * enlarged.abs().max()).numpy()
+    is_tie: np.ndarray = (best[0] - best[1] < 1e-5 * enlarged.abs().max()).numpy()
     assert mask.dtype == np.uint8
     assert ((mask == enlarged.argmax(0).numpy()) | is_tie).all()
-    # What was drawn says something: of one row of scores all rows of pixels are alike, with whatever tie there is.
-    assert is_tie.sum() <= max(is_tie.shape) + 0.001 * is_tie.size or is_tie.all()
+    return is_tie
+
+
+def has_few_ties(is_tie: np.ndarray) -> bool:
+    return bool(is_tie.sum() <= 1 + 0.001 * is_tie.size or is_tie.all())
 
 
 @given(
@@ -51,7 +64,7 @@ def test_equals_the_plain_resize(seed: int, classes: int, grid: tuple[int, int],
     scores = torch.randn(classes, *grid, generator=torch.Generator().manual_seed(seed))
     height, width = grid[0] + more[0], grid[1] + more[1]
     enlarged = plain(scores, height, width)
-    assert_equal(resize_argmax(scores.numpy(), height, width), enlarged)
+    assert_equal_if_drawn(resize_argmax(scores.numpy(), height, width), enlarged)
 
 
 @given(st.integers(0, 2**32), st.tuples(st.integers(1, 150), st.integers(1, 150)))
@@ -59,7 +72,7 @@ def test_equals_the_plain_resize(seed: int, classes: int, grid: tuple[int, int],
 def test_regions_wider_than_a_cell_equal_the_plain_resize(seed: int, size: tuple[int, int]) -> None:
     few = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(seed))
     scores = F.interpolate(few[None], (40, 50), mode="bicubic")[0]
-    assert_equal(resize_argmax(scores.numpy(), *size), plain(scores, *size))
+    assert_equal_if_drawn(resize_argmax(scores.numpy(), *size), plain(scores, *size))
 
 
 @given(
@@ -83,7 +96,7 @@ def test_two_resizes_equal_the_plain_ones(
     square = max(grid) + more
     rows, columns = (slice_of(square, *ends) for ends in (window[:2], window[2:]))
     enlarged = plain(plain(scores, square, square)[:, rows, columns], *size)
-    assert_equal(resize_twice_argmax(scores.numpy(), square, rows, columns, *size), enlarged)
+    assert_equal_if_drawn(resize_twice_argmax(scores.numpy(), square, rows, columns, *size), enlarged)
 
 
 def slice_of(side: int, one: float, other: float) -> slice:
@@ -99,7 +112,7 @@ def test_two_resizes_of_wide_regions_equal_the_plain_ones(seed: int, square: int
     scores = F.interpolate(few[None], (20, 20), mode="bicubic")[0]
     whole = slice(0, square)
     enlarged = plain(plain(scores, square, square), *size)
-    assert_equal(resize_twice_argmax(scores.numpy(), square, whole, whole, *size), enlarged)
+    assert_equal_if_drawn(resize_twice_argmax(scores.numpy(), square, whole, whole, *size), enlarged)
 
 
 def test_most_points_between_are_never_computed(monkeypatch: pytest.MonkeyPatch) -> None:
