@@ -59,7 +59,7 @@ class EngineBuilder:
                 options.streams,
                 options.threads,
                 options.alone_threads,
-                row_by_row=not _has_matrix_units(),  # they may want the rows of a whole batch: not measured
+                row_by_row=True,
             )
             self._compiler = OpenVinoCompiler(graph_options, GraphFolder(options.cache_folder))
 
@@ -114,10 +114,6 @@ def _precision(name: PrecisionName, has_bf16: bool) -> Precision:
     if name == "auto":
         return Precision.BF16 if has_bf16 else Precision.FP32
     return Precision(name)
-
-
-def _has_matrix_units() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_tile"))
 
 
 def _torch_has_bf16(device: torch.device) -> bool:

@@ -121,13 +121,9 @@ def test_bf16_is_not_imitated(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch)
     assert compiler.compile(unet).name == "openvino fp32"
 
 
-@pytest.mark.parametrize("has_amx", [True, False])
-def test_batches_run_row_by_row_where_no_matrix_unit_wants_them_whole(
-    unet: Checkpoint, monkeypatch: pytest.MonkeyPatch, has_amx: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": has_amx, "avx512_bf16": True})
+def test_batches_run_row_by_row(unet: Checkpoint) -> None:
     engine = EngineBuilder(CPU, EngineOptions("openvino", "fp32")).build(unet)
-    assert (engine.best_batch_size, engine.passes_per_stream) == ((0, 1) if has_amx else (1, 2))
+    assert (engine.best_batch_size, engine.passes_per_stream) == (1, 2)
 
 
 @pytest.mark.parametrize(("precision", "is_row_by_row"), [(Precision.FP32, True), (Precision.BF16, False)])
