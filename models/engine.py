@@ -41,6 +41,9 @@ class Engine(ABC):
     best_batch_size = 0
     """Photos of a batch that are known to be best; 0 where that is for measuring."""
 
+    has_own_threads = False
+    """Whether passes are computed on threads of its own, while the callers' wait."""
+
     passes_per_stream = 1
     """Batches to have under way for each stream: with more than one, the next is there when one ends."""
 

@@ -38,6 +38,8 @@ done; with three passes 5 % less."""
 class OpenVinoEngine(Engine):
     """Both halves as graphs; prompts are embedded by torch, and what embeds them stays float32."""
 
+    has_own_threads = True
+
     def __init__(
         self,
         model: SegmentationModel,

@@ -21,6 +21,7 @@ from service.device_pipeline import DevicePipeline
 from service.embedding_cache import EmbeddingCache
 from service.errors import add_handlers
 from service.figures import OwnFigures
+from service.gathering import Gathering
 from service.gauges import ServiceCollector
 from service.hub import Hub, can_have_fronts
 from service.image_processes import ImageProcesses, ImageWork, InThread, can_have_processes
@@ -132,14 +133,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     turns = Turns(settings.streams * engines.passes_per_stream)
 
     def build_pipeline(path: Path) -> DevicePipeline:
-        (predictor,) = build_predictors([load_checkpoint(path)], app)
-        pipeline = DevicePipeline(predictor, pool, turns, settings, metrics)
-        try:
-            pipeline.warm_up()
-        except BaseException:
-            pipeline.batcher.end()  # its threads hold the network
-            raise
-        return pipeline
+        with gathering.everywhere():
+            (predictor,) = build_predictors([load_checkpoint(path)], app)
+            pipeline = DevicePipeline(predictor, pool, turns, settings, metrics)
+            try:
+                pipeline.warm_up()
+            except BaseException:
+                pipeline.batcher.end()  # its threads hold the network
+                raise
+            return pipeline
 
     pipelines = {
         predictor.checkpoint.name: DevicePipeline(predictor, pool, turns, settings, metrics) for predictor in predictors
@@ -147,6 +149,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service[DevicePipeline] = Service(settings, pipelines)
     app.state.service = service
     del pipelines  # the service's own mapping changes with the checkpoints
+    gathering = Gathering(service, pool)
     reloader = Reloader(service, predictors, build_pipeline, metrics)
     levels = ServiceCollector(service)
     metrics.registry.register(levels)
@@ -163,6 +166,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if app.state.has_folder:
             app.state.reloader = reloader
             tasks.append(asyncio.create_task(reloader.run()))
+        if settings.gather_threads:
+            tasks.append(asyncio.create_task(gathering.run()))
         service.is_warm = True
         if hub is not None:
             await hub.open()

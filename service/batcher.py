@@ -149,10 +149,10 @@ class Batcher(Generic[Item, Result]):
         self._queue: OrderedDict[int, _Entry[Item, Result]] = OrderedDict()
         self._is_closed = False
         self._seconds_per_item = 0.0
-        self._threads = [
+        self.threads = [
             threading.Thread(target=self._work, name=f"{name}-{stream}", daemon=True) for stream in range(streams)
         ]
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
 
     def __len__(self) -> int:
@@ -207,7 +207,7 @@ class Batcher(Generic[Item, Result]):
 
     def retry_after_s(self) -> int:
         """Whole seconds, at least 1, until about half of the queue is done."""
-        return max(1, math.ceil(0.5 * len(self._queue) * self._seconds_per_item / len(self._threads)))
+        return max(1, math.ceil(0.5 * len(self._queue) * self._seconds_per_item / len(self.threads)))
 
     def end(self) -> None:
         """Take no more items; the threads end with the last queued one. May be called from any thread."""
@@ -227,7 +227,7 @@ class Batcher(Generic[Item, Result]):
 
     def _join(self, drain_s: float) -> None:
         ends_at = time.monotonic() + drain_s
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join(None if drain_s == math.inf else max(0.0, ends_at - time.monotonic()))
 
     def _work(self) -> None:

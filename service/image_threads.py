@@ -54,15 +54,20 @@ class ImageThreads:
         self._work = work
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._started: SimpleQueue[bool] = SimpleQueue()
-        self._threads = [
+        self.threads = [
             threading.Thread(target=self._serve, name=f"images-{number}", daemon=True) for number in range(count)
         ]
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Functions whose turn has not come."""
+        return self._tasks.qsize()
 
     def wait_until_started(self) -> None:
         """Block until the work is started on every thread; to be called once. Raises RuntimeError where it fails."""
-        if not all(self._started.get() for _ in self._threads):
+        if not all(self._started.get() for _ in self.threads):
             raise RuntimeError("a thread that works on photos did not start; the log has the trace")
 
     def submit(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
@@ -77,9 +82,9 @@ class ImageThreads:
         with suppress(Empty):
             while (task := self._tasks.get_nowait()) is not None:
                 task.cancel()
-        for _ in self._threads:
+        for _ in self.threads:
             self._tasks.put(None)
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join()
 
     def _serve(self) -> None:
