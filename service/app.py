@@ -166,7 +166,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if app.state.has_folder:
             app.state.reloader = reloader
             tasks.append(asyncio.create_task(reloader.run()))
-        if settings.gather_threads:
+        if settings.gather_threads and hub is None:
             tasks.append(asyncio.create_task(gathering.run()))
         service.is_warm = True
         if hub is not None:

@@ -127,9 +127,10 @@ class Door:
 def begin() -> Settings:
     """The settings of this process, which logs by them from now on.
 
-    Without /metrics: through the door it would answer with the figures of one replica, drawn by chance.
+    Without /metrics: through the door it would answer with the figures of one replica, drawn by chance. Threads are
+    left where the system puts them: replicas share CPUs, which gathering does not look at.
     """
-    settings = read_settings(operation_port=0)
+    settings = read_settings(operation_port=0, gather_threads=False)
     configure_logging(settings.log_format, settings.log_level)
     return settings
 

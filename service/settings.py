@@ -92,8 +92,8 @@ class Settings(BaseSettings):
     beside a GPU without fronts, else none."""
 
     gather_threads: bool = True
-    """With OpenVINO: keep the threads that share Python's interpreter on one CPU while that is enough for them. A tenth
-    to a fifth more photos where they come from many callers."""
+    """Keep the threads that share Python's interpreter on one CPU while that is enough for them: a tenth to a fifth
+    more photos of many callers. Only with OpenVINO, without fronts or image processes, not under Ray Serve."""
 
     max_batch_size: int = Field(0, ge=0, le=1024)
     """Photos of one forward pass; 0 takes what pays on this device, found for each model at the start."""

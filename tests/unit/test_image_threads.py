@@ -103,7 +103,7 @@ async def test_closing_waits_for_what_runs_and_cancels_the_rest() -> None:
     may_end.set()
     await asyncio.gather(closing, first)
     assert ran == ["first"]
-    assert not any(thread.is_alive() for thread in threads._threads)
+    assert not any(thread.is_alive() for thread in threads.threads)
 
 
 async def test_a_thread_that_does_not_start_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "forward_passes",
     "pipeline",
     "device_pipeline",
+    "gathering",
     "gauges",
     "watchdog",
     "memory",
