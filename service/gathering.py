@@ -34,6 +34,9 @@ _IN_USE = 0.75
 _FITS = 1.1
 """CPUs that threads may take while they are spread, a sixth of it for being so, and still find room on one."""
 
+_MOST_CPUS = 4
+"""On more, what one CPU hands to the forward passes never keeps the others busy, and threads to look at are many."""
+
 _LOOKS_SPREAD = 20
 """After which they may be gathered again: where that was wrong, they were so for two looks in twenty."""
 
@@ -91,7 +94,7 @@ class Gathering:
 
     async def run(self) -> None:
         """Look until cancelled, on the event loop whose thread is one of those to be gathered."""
-        if len(self._cpus) < 2 or self._service.settings.image_processes:
+        if not 2 <= len(self._cpus) <= _MOST_CPUS or self._service.settings.image_processes:
             return
         event_loop = threading.get_native_id()
         try:
@@ -138,7 +141,7 @@ class Gathering:
     def _find_threads(self, event_loop: int) -> list[int]:
         """Native ids of the threads to be moved."""
         passes = (thread for each in self._service.pipelines.values() for thread in each.batcher.threads)
-        own = (thread.native_id for thread in (*self._pool.threads, *passes))
+        own = (thread.native_id for thread in (*self._pool.threads, *passes) if thread.is_alive())
         return [event_loop, *(each for each in own if each is not None)]
 
     def _measure(self, threads: Sequence[int]) -> Load:
