@@ -49,7 +49,7 @@ class Plan:
     alternations: int
     clients: Sequence[int] = CLIENTS
     raw_batch_sizes: Sequence[int] = (1, 4, 8)
-    raw_streams: Sequence[int] = (os.cpu_count() or 1, 1 + (os.cpu_count() or 1))
+    raw_streams: Sequence[int] = tuple(count + (os.cpu_count() or 1) for count in (0, 1, 2))
 
 
 def alternate(contestants: Sequence[Contestant], plan: Plan) -> Iterator[Turn | RawResult | str]:
