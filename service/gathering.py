@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ _IN_USE = 0.75
 """Share of all CPUs: gathered threads that leave more than the rest of them idle hold the forward passes up."""
 
 _FITS = 1.1
-"""CPUs that threads may take while they are spread, a sixth of it for being so, and still find room on one."""
+"""CPUs that spread threads may take and still find room on one: about a sixth is what handing over costs them."""
 
 _MOST_CPUS = 4
 """On more, what one CPU hands to the forward passes never keeps the others busy, and threads to look at are many."""
@@ -108,10 +108,9 @@ class Gathering:
         """Take in the load and move the threads accordingly; event_loop: its thread's native id."""
         threads = self._find_threads(event_loop)
         self._choice.update(self._measure(threads))
-        if not (self._choice.is_gathered and self._can_gather_passes):
-            home = None
-        else:
-            home = self.home if self.home is not None else _current_cpu()
+        home: int | None = None
+        if self._choice.is_gathered and self._passes_have_threads:
+            home = _current_cpu() if self.home is None else self.home
         if home != self.home:
             logger.debug("threads are %s", "spread" if home is None else f"gathered on CPU {home}")
         if home is not None or self.home is not None:
@@ -135,7 +134,8 @@ class Gathering:
             os.sched_setaffinity(0, before)
 
     @property
-    def _can_gather_passes(self) -> bool:
+    def _passes_have_threads(self) -> bool:
+        """Whether no forward pass is computed by a thread that would be moved."""
         return all(each.predictor.engine.has_own_threads for each in self._service.pipelines.values())
 
     def _find_threads(self, event_loop: int) -> list[int]:
@@ -151,7 +151,7 @@ class Gathering:
         return Load(max(0.0, of_threads) / passed, of_process / passed, self._pool.waiting > 0)
 
     @staticmethod
-    def _place(threads: Sequence[int], cpus: "set[int] | frozenset[int]") -> None:
+    def _place(threads: Sequence[int], cpus: Collection[int]) -> None:
         for thread in threads:
             with suppress(OSError):  # it has ended, or an administrator took the CPU away
                 os.sched_setaffinity(thread, cpus)
