@@ -34,6 +34,7 @@ from service.middleware import RequestContext
 from service.openapi import PetsegApp
 from service.pipeline import Service
 from service.predictor import KeptImage, Predictor, choose_device
+from service.priorities import call_yielding
 from service.reload import Reloader
 from service.routes import router
 from service.security_headers import add_security_headers
@@ -78,7 +79,7 @@ def create_app(settings: Settings, checkpoints: Sequence[Checkpoint] | None = No
     app.state.cache = EmbeddingCache(settings.cache_bytes)
     app.state.hub = None
     has_folder = app.state.has_folder = checkpoints is None
-    app.state.predictors = build_predictors(loaded, app, with_stand_ins=has_folder)
+    app.state.predictors = call_yielding(build_predictors, loaded, app, with_stand_ins=has_folder)
     app.state.metrics = Metrics()
     app.state.figures = OwnFigures(app.state.metrics)
     assemble(app, settings, app.state.metrics)
@@ -133,15 +134,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     turns = Turns(settings.streams * engines.passes_per_stream)
 
     def build_pipeline(path: Path) -> DevicePipeline:
+        (predictor,) = build_predictors([load_checkpoint(path)], app)
+        pipeline = DevicePipeline(predictor, pool, turns, settings, metrics)
+        try:
+            pipeline.warm_up()
+        except BaseException:
+            pipeline.batcher.end()  # its threads hold the network
+            raise
+        return pipeline
+
+    def build_beside(path: Path) -> DevicePipeline:
         with gathering.everywhere():
-            (predictor,) = build_predictors([load_checkpoint(path)], app)
-            pipeline = DevicePipeline(predictor, pool, turns, settings, metrics)
-            try:
-                pipeline.warm_up()
-            except BaseException:
-                pipeline.batcher.end()  # its threads hold the network
-                raise
-            return pipeline
+            return call_yielding(build_pipeline, path)
 
     pipelines = {
         predictor.checkpoint.name: DevicePipeline(predictor, pool, turns, settings, metrics) for predictor in predictors
@@ -150,7 +154,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.service = service
     del pipelines  # the service's own mapping changes with the checkpoints
     gathering = Gathering(service, pool)
-    reloader = Reloader(service, predictors, build_pipeline, metrics)
+    reloader = Reloader(service, predictors, build_beside, metrics)
     levels = ServiceCollector(service)
     metrics.registry.register(levels)
     tasks = [asyncio.create_task(Watchdog(service).run())]

@@ -127,16 +127,18 @@ class Batcher(Generic[Item, Result]):
         name: str = "batcher",
         take_turn: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
         new_stop: Callable[[], Stop] = Unstoppable,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         """max_wait_s: for a batch to become full, always. beside_wait_s: likewise, while another batch runs.
 
         take_turn: entered with `name` around every batch; what is queued by then goes into it. new_stop: called for
-        every batch.
+        every batch. begin: called on each thread before its first batch.
         """
         self._run = run
         self._name = name
         self._take_turn = take_turn
         self._new_stop = new_stop
+        self._begin = begin
         self.max_batch_size = max_batch_size
         self.queue_size = queue_size
         self.max_wait_s = max_wait_s
@@ -232,6 +234,7 @@ class Batcher(Generic[Item, Result]):
 
     def _work(self) -> None:
         """Run batches until closed; what breaks on the way fails its own batch, and the thread goes on."""
+        self._begin()
         while True:
             batch: _Batch[Item, Result] | None = None
             try:

@@ -9,6 +9,7 @@ from service.image_threads import ImageThreads
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.predictor import Prediction, Predictor, Prepared, Row
+from service.priorities import yield_to_event_loop
 from service.settings import Settings
 from service.turns import Turns
 
@@ -45,6 +46,7 @@ class DevicePipeline(Pipeline):
             name=self.name,
             take_turn=turns.take,
             new_stop=Stop,
+            begin=yield_to_event_loop,
         )
 
     @property

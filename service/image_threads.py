@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from service.image_processes import ImageWork
+from service.priorities import yield_to_event_loop
 
 logger = logging.getLogger("petseg.images")
 
@@ -88,6 +89,7 @@ class ImageThreads:
             thread.join()
 
     def _serve(self) -> None:
+        yield_to_event_loop()
         try:
             self._work.start()
         except BaseException:

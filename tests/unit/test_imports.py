@@ -42,6 +42,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "brush_rle",
     "label_studio",
     "embedding_cache",
+    "priorities",
     "turns",
     "batch_size",
     "batcher",
