@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.hub_server import CALLERS, MODEL, SECONDS, SPEED
 from benchmarks.processes import ROOT, plain_environment
-from models.checkpoint import CHECKPOINT_FOLDER
+from models.folders import CHECKPOINT_FOLDER
 
 _START_S = 120.0
 

@@ -8,7 +8,8 @@ from benchmarks.contestants import ours
 from benchmarks.load import Load, run_load
 from benchmarks.processes import Server, run_server
 from benchmarks.requests import Asked
-from models.checkpoint import CHECKPOINT_FOLDER, read_card
+from models.checkpoint import read_card
+from models.folders import CHECKPOINT_FOLDER
 
 CLIENTS = (1, 8, 32, 128)
 OUTPUTS = ("png", "rle", "overlay", "cutout", "probability")

@@ -13,8 +13,9 @@ from benchmarks.photos import COUNT, write_photos
 from models.architectures import get_architecture
 from models.architectures.unet import UNet, UNetConfig
 from models.base import SegmentationModel
-from models.checkpoint import CHECKPOINT_FOLDER, ModelCard, backbone_digest, load_checkpoint, read_card, save_checkpoint
+from models.checkpoint import ModelCard, backbone_digest, load_checkpoint, read_card, save_checkpoint
 from models.engine import takes_prompt
+from models.folders import CHECKPOINT_FOLDER
 from training.config import load_config
 from training.official_layout import CAT, PetRecord, trimap_path
 from training.quantize import METHOD, quantize

@@ -19,12 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.folders import BACKBONE_FOLDER, BACKBONE_FOLDER_VARIABLE
 from models.tensor_file import Card, CheckpointError, halve_matrices, read_card_of, write_safetensors
 
-BACKBONE_FOLDER = Path(__file__).parent / "checkpoints" / "backbones"
-"""The backbones that ship with the package."""
-BACKBONE_FOLDER_VARIABLE = "PETSEG_BACKBONE_FOLDER"
-"""Environment variable naming a folder that is searched before `BACKBONE_FOLDER`."""
 CARD_KEY = "backbone_card"
 FORMAT_VERSION = 1
 

@@ -35,8 +35,6 @@ __all__ = [
 
 FORMAT_VERSION = 1
 CARD_KEY = "model_card"
-CHECKPOINT_FOLDER = Path(__file__).parent / "checkpoints"
-"""The checkpoints that ship with the package."""
 
 
 class Quantization(BaseModel):

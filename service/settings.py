@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.backbone_file import BACKBONE_FOLDER_VARIABLE
-from models.checkpoint import CHECKPOINT_FOLDER
 from models.engine_choice import EngineName, PrecisionName, default_cache_folder
+from models.folders import BACKBONE_FOLDER_VARIABLE, CHECKPOINT_FOLDER
 from models.image_files import MAX_FRAMES
 from models.prompts import MAX_POINTS
 from service.client_requests import API_KEY_VARIABLE, SERVER_VARIABLE
@@ -81,9 +80,9 @@ class Settings(BaseSettings):
     """Threads of each on a CPU; 0 divides the CPUs among the streams, and lets one that runs alone have up to four."""
     fronts: int | None = Field(None, ge=0, le=256)
     """Processes that speak HTTP and work on photos before the one that runs the networks, whose interpreter answers
-    some hundred requests a second by itself. If not set, all CPUs but two beside a GPU, sixteen at most, and none on
-    a CPU, whose networks need the cores, or where `image_processes` is set. Each admits twice its share of the limits
-    on requests, connections and memory."""
+    some hundred requests a second by itself. If not set, all CPUs but two beside a GPU, sixteen at most; without one
+    half of them, four at most and none of three or fewer; none where `image_processes` is set. Each admits twice its
+    share of the limits on requests, connections and memory."""
     image_threads: int = Field(0, ge=0, le=1024)
     """Threads that decode photos and draw answers; 0 is one per CPU, one for each of `image_processes`, or two in each
     front."""

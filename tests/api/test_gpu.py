@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from models.checkpoint import CHECKPOINT_FOLDER, load_checkpoint
+from models.checkpoint import load_checkpoint
+from models.folders import CHECKPOINT_FOLDER
 from models.letterbox import Array, Letterbox, decode_planes, planes_tensor
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt
 from tests.e2e.server import start, stop, wait_until_ready

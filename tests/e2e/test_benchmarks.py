@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.photos import write_photos
-from models.checkpoint import CHECKPOINT_FOLDER
+from models.folders import CHECKPOINT_FOLDER
 from service.hub import can_have_fronts
 from tests.e2e.server import GRAPH_FOLDER
 

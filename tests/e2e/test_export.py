@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from models.checkpoint import CARD_KEY, CHECKPOINT_FOLDER, Checkpoint, ModelCard, load_checkpoint
+from models.checkpoint import CARD_KEY, Checkpoint, ModelCard, load_checkpoint
+from models.folders import CHECKPOINT_FOLDER
 from models.letterbox import Letterbox
 from models.onnx_export import DIGEST_KEY, PART_KEY
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt

@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
-from models.checkpoint import CHECKPOINT_FOLDER, Checkpoint
+from models.checkpoint import Checkpoint
+from models.folders import CHECKPOINT_FOLDER
 from models.letterbox import Letterbox, decode_image, image_tensor
 from service.hub import can_have_fronts
 from tests.e2e.server import start, stop, wait_until_ready

@@ -16,7 +16,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from models.checkpoint import CHECKPOINT_FOLDER
+from models.folders import CHECKPOINT_FOLDER
 from service.schemas import GeoJson
 from tests.e2e.documents import blocks
 from tests.e2e.server import GRAPH_FOLDER, ROOT, start, stop, wait_until_ready

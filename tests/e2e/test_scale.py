@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from models.checkpoint import CHECKPOINT_FOLDER
+from models.folders import CHECKPOINT_FOLDER
 from service.api_keys import new_key
 from tests.e2e.server import ROOT, free_port
 from tests.fakes import encode, picture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import CHECKPOINT_FOLDER
+from models.folders import CHECKPOINT_FOLDER
 
 OPTIONS = ["--requests=60", "--clients=4", "--seed=7", "--photos=3", "--restarts=1", "--kills=1", "--engine=torch"]
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from models.checkpoint import CHECKPOINT_FOLDER
+from models.folders import CHECKPOINT_FOLDER
 from service.app import load_folder
 from tests.e2e.server import start, stop, wait_until_ready
 from tests.soak.balancer import Process, Rolling, Start, roll

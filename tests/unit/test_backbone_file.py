@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from models import clip_backbone
 from models.backbone_file import (
-    BACKBONE_FOLDER_VARIABLE,
     CARD_KEY,
     BackboneCard,
     build_clip,
@@ -22,6 +21,7 @@ from models.backbone_file import (
     save_backbone,
 )
 from models.clip_backbone import BackboneConfig, load_backbone
+from models.folders import BACKBONE_FOLDER_VARIABLE
 from models.tensor_file import CheckpointError, halve_matrices, read_metadata
 
 MODEL: dict[str, Any] = {

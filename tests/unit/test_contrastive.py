@@ -17,8 +17,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from models import clip_backbone
-from models.backbone_file import BACKBONE_FOLDER_VARIABLE, build_clip, read_backbone_card
+from models.backbone_file import build_clip, read_backbone_card
 from models.clip_backbone import BackboneConfig, load_backbone
+from models.folders import BACKBONE_FOLDER_VARIABLE
 from training import contrastive
 from training.config import find_config
 from training.contrastive import embed_photos, normalise, train_backbone

@@ -8,9 +8,10 @@ from PIL import Image, ImageEnhance
 
 from models import clip_backbone
 from models.base import SegmentationModel
-from models.checkpoint import CHECKPOINT_FOLDER, load_checkpoint
+from models.checkpoint import load_checkpoint
 from models.engine import Engine
 from models.engine_choice import EngineBuilder, EngineOptions
+from models.folders import CHECKPOINT_FOLDER
 from models.letterbox import Array, Letterbox, image_tensor
 from models.openvino_graph import has_native_bf16
 from models.prompts import PointPrompt, Prompt, PromptKind, TextPrompt

@@ -1,6 +1,8 @@
 """Imports point one way: service -> models <- training, and within service only to files listed above."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +148,14 @@ def test_the_batcher_and_the_cache_know_nothing_of_ours() -> None:
     for name in ("batcher", "embedding_cache", "turns", "batch_size"):
         roots = {each.split(".")[0] for each in imported(ROOT / "service" / f"{name}.py")}
         assert not roots & {"torch", "service", "models", "fastapi", "starlette"}
+
+
+def test_fronts_bring_no_clip_towers() -> None:
+    """Each of them would take half a second and 50 MB more."""
+    code = (
+        "import sys, service.front; sys.exit(bool({'open_clip', 'torchvision', 'timm', 'openvino'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_imports_inside_functions_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
