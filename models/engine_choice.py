@@ -1,9 +1,7 @@
 """Which engine runs a checkpoint on this machine, in which precision. The service asks once, at start."""
 
 import logging
-import math
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,12 +16,6 @@ from models.openvino_graph import GraphFolder, GraphOptions
 from models.torch_engine import StandInEngine, TorchEngine
 
 logger = logging.getLogger("petseg.engine")
-
-_CPU_LIMITS = (
-    ("/sys/fs/cgroup/cpu.max",),
-    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-)
-"""Files of cgroups 2 and 1, as a container sees its own: CPU time in each slice of time, both in microseconds."""
 
 EngineName = Literal["auto", "torch", "openvino"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
@@ -111,26 +103,6 @@ def default_cache_folder() -> Path | None:
     except RuntimeError:
         return None
     return Path(base) / "petseg"
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: fewer than the machine's under taskset, or by the limit of a container."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, _limit_of_container() or allowed)
-
-
-def _limit_of_container() -> int | None:
-    """CPUs that the limit of `docker run --cpus` or of a Kubernetes pod comes to, rounded up; None without one.
-
-    A container sees every CPU of its machine. With as many streams it would use up its time at once, and then stand
-    still until the next slice.
-    """
-    for files in _CPU_LIMITS:
-        with suppress(OSError, ValueError):  # other versions of cgroups, and "max" where there is no limit
-            time_us, slice_us = (int(word) for file in files for word in Path(file).read_text().split())
-            if time_us > 0:
-                return math.ceil(time_us / slice_us)
-    return None
 
 
 def _precision(name: PrecisionName, has_bf16: bool) -> Precision:

@@ -11,8 +11,9 @@ import torch
 from fastapi import FastAPI
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from models.cpus import available_cpus
 from models.engine import EngineError
-from models.engine_choice import EngineBuilder, EngineOptions, available_cpus
+from models.engine_choice import EngineBuilder, EngineOptions
 from models.prompts import PromptKind
 from service import documentation, label_studio_routes, operation, page
 from service.admission import Admission, Limiter
@@ -54,7 +55,13 @@ CPUS_OF_THE_SERVER = 2
 """Beside a GPU: one for the event loop and one for what feeds the GPU; the others work on photos."""
 
 MOST_FRONTS = 16
-"""That are started by themselves: each works on some 200 photos a second, and so many keep the hub busy."""
+"""Started by themselves beside a GPU: each works on some 200 photos a second, and so many keep the hub busy."""
+
+CPUS_WITH_FRONTS = 4
+"""From which on fronts pay where the CPUs run the networks too: fewer are kept busy by one interpreter."""
+
+MOST_FRONTS_OF_CPUS = 4
+"""Started by themselves there; more were not measured."""
 
 DESCRIPTION = """\
 Cuts cats and dogs out of photographs. Send a photo to `/segment/{model}`, get the mask back at the photo's own size.
@@ -282,15 +289,20 @@ def share_cpus(settings: Settings, device: torch.device) -> Settings:
 def choose_fronts(settings: Settings) -> Settings:
     """`settings` with a number of fronts, for a server that can start them. Raises SettingsError."""
     if settings.fronts is None:
-        is_gpu = choose_device_of(settings).type != "cpu"
-        is_worth_it = is_gpu and available_cpus() > CPUS_OF_THE_SERVER and settings.image_processes is None
-        spare = min(MOST_FRONTS, available_cpus() - CPUS_OF_THE_SERVER)
-        fronts = spare if is_worth_it and can_have_fronts() else 0
-        return settings.model_copy(update={"fronts": fronts})
+        return settings.model_copy(update={"fronts": _fronts_that_pay(settings)})
     if settings.fronts and not can_have_fronts():
         name = variable("fronts")
         raise SettingsError(f"{name}: got {settings.fronts}, but this system has no memory to share; set it to 0")
     return settings
+
+
+def _fronts_that_pay(settings: Settings) -> int:
+    cpus, is_gpu = available_cpus(), choose_device_of(settings).type != "cpu"
+    if settings.image_processes is not None or not can_have_fronts():
+        return 0
+    if is_gpu:
+        return max(0, min(MOST_FRONTS, cpus - CPUS_OF_THE_SERVER))
+    return min(MOST_FRONTS_OF_CPUS, cpus // 2) if cpus >= CPUS_WITH_FRONTS else 0
 
 
 def choose_device_of(settings: Settings) -> torch.device:

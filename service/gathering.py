@@ -34,8 +34,8 @@ _IN_USE = 0.75
 _FITS = 1.1
 """CPUs that spread threads may take and still find room on one: about a sixth is what handing over costs them."""
 
-_MOST_CPUS = 4
-"""On more, what one CPU hands to the forward passes never keeps the others busy, and threads to look at are many."""
+_MOST_CPUS = 3
+"""On more, what one CPU hands to the forward passes does not keep the others busy (benchmarks/steps.md)."""
 
 _LOOKS_SPREAD = 20
 """After which they may be gathered again: where that was wrong, they were so for two looks in twenty."""

@@ -1,6 +1,5 @@
 """Which engine runs a checkpoint, what they share, and what is said when one cannot."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import torch
 from models import clip_backbone, engine_choice, openvino_graph
 from models.checkpoint import Checkpoint, ModelCard
 from models.engine import Engine, EngineError, Precision, example_images, example_prompts
-from models.engine_choice import EngineBuilder, EngineOptions, available_cpus, default_cache_folder
+from models.engine_choice import EngineBuilder, EngineOptions, default_cache_folder
 from models.openvino_engine import OpenVinoCompiler
 from models.openvino_graph import Graph, GraphFolder, GraphOptions
 from models.torch_engine import StandInEngine, TorchEngine, find_computing_layers
@@ -238,27 +237,3 @@ def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "home", homeless)
     assert default_cache_folder() is None
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ([], 8),
-        (["max 100000\n"], 8),
-        (["200000 100000\n"], 2),
-        (["150000 100000\n"], 2),
-        (["50000 100000\n"], 1),
-        (["3200000 100000\n"], 8),
-        (["300000\n", "100000\n"], 3),
-        (["-1\n", "100000\n"], 8),
-    ],
-)
-def test_cpus_are_those_that_this_process_may_use(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], cpus: int
-) -> None:
-    paths = [tmp_path / f"limit{place}" for place in range(len(files))]
-    for path, text in zip(paths, files, strict=True):
-        path.write_text(text)
-    monkeypatch.setattr("models.engine_choice._CPU_LIMITS", ((tmp_path / "missing",), tuple(paths)))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert available_cpus() == cpus

@@ -46,12 +46,24 @@ def test_beside_a_gpu_all_cpus_but_two_have_a_front(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(app, "available_cpus", lambda: 64)
     assert choose_fronts(Settings()).fronts == 16
     assert choose_fronts(Settings(fronts=3)).fronts == 3
-    assert choose_fronts(Settings(device="cpu")).fronts == 0
     assert choose_fronts(Settings(image_processes=4)).fronts == 0  # whoever sets these means the threads' stead
 
 
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("cpus", "fronts"), [(1, 0), (2, 0), (3, 0), (4, 2), (5, 2), (6, 3), (8, 4), (64, 4)])
+def test_where_cpus_run_the_networks_a_half_of_them_have_one(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, fronts: int
+) -> None:
+    monkeypatch.setattr(app, "available_cpus", lambda: cpus)
+    assert choose_fronts(Settings(device="cpu")).fronts == fronts
+    assert choose_fronts(Settings(device="cpu", fronts=1)).fronts == 1
+    assert choose_fronts(Settings(device="cpu", image_processes=0)).fronts == 0
+
+
+@pytest.mark.usefixtures("gpu")
 def test_there_are_none_where_nothing_is_to_spare_or_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "available_cpus", lambda: 1)
+    assert choose_fronts(Settings()).fronts == 0
     monkeypatch.setattr(app, "available_cpus", lambda: 2)
     assert choose_fronts(Settings()).fronts == 0
     monkeypatch.setattr(app, "available_cpus", lambda: 16)
