@@ -302,6 +302,8 @@ def _fronts_that_pay(settings: Settings) -> int:
         return 0
     if is_gpu:
         return max(0, min(MOST_FRONTS, cpus - CPUS_OF_THE_SERVER))
+    if settings.streams:  # whoever sets these shares the CPUs with others
+        cpus = min(cpus, settings.streams * max(1, settings.stream_threads))
     return min(MOST_FRONTS_OF_CPUS, cpus // 2) if cpus >= CPUS_WITH_FRONTS else 0
 
 

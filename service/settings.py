@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     fronts: int | None = Field(None, ge=0, le=256)
     """Processes that speak HTTP and work on photos before the one that runs the networks, whose interpreter answers
     some hundred requests a second by itself. If not set, all CPUs but two beside a GPU, sixteen at most; without one
-    half of them, four at most and none of three or fewer; none where `image_processes` is set. Each admits twice its
-    share of the limits on requests, connections and memory."""
+    half of them, or of the threads of `streams` where these are set, four at most and none of three or fewer; none
+    where `image_processes` is set. Each admits twice its share of the limits on requests, connections and memory."""
     image_threads: int = Field(0, ge=0, le=1024)
     """Threads that decode photos and draw answers; 0 is one per CPU, one for each of `image_processes`, or two in each
     front."""

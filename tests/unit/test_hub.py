@@ -58,6 +58,8 @@ def test_where_cpus_run_the_networks_a_half_of_them_have_one(
     assert choose_fronts(Settings(device="cpu")).fronts == fronts
     assert choose_fronts(Settings(device="cpu", fronts=1)).fronts == 1
     assert choose_fronts(Settings(device="cpu", image_processes=0)).fronts == 0
+    assert choose_fronts(Settings(device="cpu", streams=2)).fronts == 0
+    assert choose_fronts(Settings(device="cpu", streams=3, stream_threads=2)).fronts == min(3, fronts)
 
 
 @pytest.mark.usefixtures("gpu")
