@@ -141,18 +141,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     turns = Turns(settings.streams * engines.passes_per_stream)
 
     def build_pipeline(path: Path) -> DevicePipeline:
-        (predictor,) = build_predictors([load_checkpoint(path)], app)
-        pipeline = DevicePipeline(predictor, pool, turns, settings, metrics)
-        try:
-            pipeline.warm_up()
-        except BaseException:
-            pipeline.batcher.end()  # its threads hold the network
-            raise
-        return pipeline
-
-    def build_beside(path: Path) -> DevicePipeline:
         with gathering.everywhere():
-            return call_yielding(build_pipeline, path)
+            (predictor,) = call_yielding(build_predictors, [load_checkpoint(path)], app)
+            pipeline = DevicePipeline(predictor, pool, turns, settings, metrics)
+            try:
+                pipeline.warm_up()
+            except BaseException:
+                pipeline.batcher.end()  # its threads hold the network
+                raise
+            return pipeline
 
     pipelines = {
         predictor.checkpoint.name: DevicePipeline(predictor, pool, turns, settings, metrics) for predictor in predictors
@@ -161,7 +158,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.service = service
     del pipelines  # the service's own mapping changes with the checkpoints
     gathering = Gathering(service, pool)
-    reloader = Reloader(service, predictors, build_beside, metrics)
+    reloader = Reloader(service, predictors, build_pipeline, metrics)
     levels = ServiceCollector(service)
     metrics.registry.register(levels)
     tasks = [asyncio.create_task(Watchdog(service).run())]
