@@ -38,9 +38,6 @@ class Engine(ABC):
     is_stand_in = False
     """Whether another engine will take its place as soon as that one is ready."""
 
-    best_batch_size = 0
-    """Photos of a batch that are known to be best; 0 where that is for measuring."""
-
     has_own_threads = False
     """Whether passes are computed on threads of its own, while the callers' wait."""
 
@@ -50,6 +47,11 @@ class Engine(ABC):
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
         self.model = model
         self.device = device
+
+    @property
+    def best_batch_size(self) -> int:
+        """Photos of a batch that are best; 0 where trying all sizes has to find out. May take some passes."""
+        return 0
 
     @property
     @abstractmethod
