@@ -41,6 +41,9 @@ class Engine(ABC):
     has_own_threads = False
     """Whether passes are computed on threads of its own, while the callers' wait."""
 
+    is_row_by_row = False
+    """Whether the photos of a batch are computed one after the other."""
+
     passes_per_stream = 1
     """Batches to have under way for each stream: with more than one, the next is there when one ends."""
 

@@ -58,7 +58,8 @@ class OpenVinoEngine(Engine):
         shared_encoder: identity of the function that `encoder` computes, None where it is this network's own.
         """
         super().__init__(model, torch.device("cpu"))
-        if encoder.is_row_by_row:
+        self.is_row_by_row = encoder.is_row_by_row
+        if self.is_row_by_row:
             self.passes_per_stream = ROW_BY_ROW_PASSES
         self._occupancy = occupancy
         self._encoder = encoder
@@ -69,7 +70,7 @@ class OpenVinoEngine(Engine):
     @cached_property
     def best_batch_size(self) -> int:
         """Where rows are computed one by one, as many as a core computes in ROW_BY_ROW_BATCH_S; timed once."""
-        if not self._encoder.is_row_by_row:
+        if not self.is_row_by_row:
             return 0
         run = self.example_run(1)
         run()

@@ -50,9 +50,9 @@ class DevicePipeline(Pipeline):
         )
 
     @property
-    def batch_limit(self) -> int:
-        """Photos of one forward pass at most, at present."""
-        return self.batcher.max_batch_size
+    def photos_together(self) -> int:
+        """Photos that a stream computes together at most, at present."""
+        return 1 if self.predictor.engine.is_row_by_row else self.batcher.max_batch_size
 
     def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> Row:
         """Decode and letterbox a photo, or find its features."""

@@ -48,7 +48,7 @@ class ServedModel:
     key: int
     """Of this network: another one under the same name has another key."""
     facts: ModelFacts
-    batch_limit: int
+    photos_together: int
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,15 @@ class FrontPipeline(Pipeline):
     ) -> None:
         super().__init__(model.facts, work, pool, settings, metrics)
         self.key = model.key
-        self._batch_limit = model.batch_limit
+        self._photos_together = model.photos_together
         self._link = link
         self._slots = slots
         self._retry_after_s = 1
 
     @property
-    def batch_limit(self) -> int:
-        """Photos of one of the hub's forward passes at most."""
-        return self._batch_limit
+    def photos_together(self) -> int:
+        """Photos that one of the hub's streams computes together at most."""
+        return self._photos_together
 
     def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> ReadPhoto:
         """Decode and letterbox a photo, or ask the hub for the one that it holds.

@@ -82,7 +82,7 @@ class FrontSession:
                 stack = ExitStack()
                 stack.enter_context(pipeline.in_use())
                 self._held[key] = pipeline, stack
-        catalogue = [ServedModel(key, each.facts, each.batch_limit) for key, each in models.items()]
+        catalogue = [ServedModel(key, each.facts, each.photos_together) for key, each in models.items()]
         self.link.notify("catalogue", catalogue)
 
     def end(self) -> None:

@@ -101,7 +101,7 @@ async def predict(request: Request, pipeline: OpenPipelineDep, images: ImagesDep
         nothing = LabelStudioPrediction(result=[], model_version=version)
         return LabelStudioPredictions(results=[nothing] * len(body.tasks), model_version=version)
     prompt = clicks if takes_clicks else None
-    gate = asyncio.Semaphore(2 * pipeline.batch_limit * settings.streams)
+    gate = asyncio.Semaphore(2 * pipeline.photos_together * settings.streams)
     room = pipeline.batch_room if len(body.tasks) > 1 else nullcontext()  # who clicks does not wait behind batches
 
     async def predict_one(task: LabelStudioTask) -> LabelStudioPrediction:

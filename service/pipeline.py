@@ -79,8 +79,8 @@ class Pipeline(ABC):
 
     @property
     @abstractmethod
-    def batch_limit(self) -> int:
-        """Photos of one forward pass at most, at present."""
+    def photos_together(self) -> int:
+        """Photos that a stream computes together at most, at present: bounds how many of one request are in work."""
 
     @abstractmethod
     def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> Prepared:

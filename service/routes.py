@@ -164,8 +164,7 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep) -> Response
         async with pipeline.batch_room:
             return await pipeline.segment(Photo(data, None, prompt), draw)
 
-    # Twice what fills a pass on each stream: less idles the device, more only stands before other callers' photos.
-    finished = segment_all(uploads, segment_one, max_at_once=settings.streams * max(4, 2 * pipeline.batch_limit))
+    finished = segment_all(uploads, segment_one, max_at_once=4 * pipeline.photos_together * settings.streams)
 
     def problem_body(problem: errors.Problem) -> ProblemBody:
         return ProblemBody.model_validate(problem.body(request.url.path, request.state.request_id))

@@ -126,6 +126,17 @@ async def test_a_batch_size_that_an_engine_knows_is_not_measured(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("is_row_by_row", "together"), [(False, 3), (True, 1)])
+async def test_photos_of_a_batch_are_together_only_where_they_are_computed_so(
+    monkeypatch: pytest.MonkeyPatch, unet: Checkpoint, is_row_by_row: bool, together: int
+) -> None:
+    monkeypatch.setattr(TorchEngine, "is_row_by_row", is_row_by_row)
+    app = create_app(Settings(device="cpu", engine="torch", max_batch_size=3), [unet])
+    async with app.router.lifespan_context(app):
+        assert app.state.service.pipelines["unet"].photos_together == together
+
+
+@pytest.mark.anyio
 async def test_each_stream_has_as_many_passes_under_way_as_its_engine_wants(
     monkeypatch: pytest.MonkeyPatch, unet: Checkpoint
 ) -> None:

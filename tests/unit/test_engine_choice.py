@@ -133,7 +133,7 @@ def test_rows_that_run_one_by_one_are_as_many_as_others_can_wait_for(
 
     monkeypatch.setattr("models.openvino_engine._seconds", time_it)
     engine = EngineBuilder(CPU, EngineOptions("openvino", "fp32")).build(unet)
-    assert (engine.best_batch_size, engine.passes_per_stream) == (wanted, 2)
+    assert (engine.is_row_by_row, engine.best_batch_size, engine.passes_per_stream) == (True, wanted, 2)
     assert timed
     timed.clear()
     assert engine.best_batch_size == wanted
@@ -160,8 +160,9 @@ def test_a_transformer_in_bf16_keeps_its_batches_whole(
 ) -> None:
     monkeypatch.setattr(openvino_graph, "has_native_bf16", lambda: False)  # what was asked for decides
     compiler = OpenVinoCompiler(GraphOptions(precision, 1, 1, row_by_row=True), GraphFolder(None))
-    assert (compiler.compile(smoke("prompt")).best_batch_size > 0) is is_row_by_row
-    assert compiler.compile(unet).best_batch_size > 0
+    engine = compiler.compile(smoke("prompt"))
+    assert (engine.is_row_by_row, engine.best_batch_size > 0) == (is_row_by_row, is_row_by_row)
+    assert compiler.compile(unet).is_row_by_row
 
 
 def test_what_does_not_convert_runs_on_torch_and_it_is_said(
