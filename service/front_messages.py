@@ -49,6 +49,7 @@ class ServedModel:
     """Of this network: another one under the same name has another key."""
     facts: ModelFacts
     photos_together: int
+    """As `Pipeline.photos_together`."""
 
 
 @dataclass(frozen=True)
