@@ -31,6 +31,21 @@ class DoubleConv(nn.Sequential):
         )
 
 
+class MergeBlock(DoubleConv):
+    """A coarse map, enlarged to the size of finer ones and concatenated with them, through a DoubleConv."""
+
+    def __init__(self, coarse_channels: int, fine_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__(coarse_channels + fine_channels, out_channels, dropout)
+        self.coarse_channels = coarse_channels
+
+    def forward(self, coarse: Tensor, *fine: Tensor) -> Tensor:
+        """coarse [B, coarse_channels, h, w], fine each [B, C_i, H, W], in all fine_channels -> [B, out, H, W]."""
+        merged = torch.cat([resize_to(coarse, fine[0]), *fine], dim=1)
+        for module in self:
+            merged = module(merged)
+        return merged
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with an identity skip (He et al. 2016): [B, C, H, W] -> the same shape."""
 

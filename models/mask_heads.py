@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.layers import ChannelAttention, ConvBlock, DoubleConv, ResidualBlock, resize, shrink_max, shrink_mean
+from models.layers import ChannelAttention, ConvBlock, MergeBlock, ResidualBlock, resize, shrink_max, shrink_mean
 
 
 class GridHead(nn.Module):
@@ -58,7 +58,7 @@ class PyramidHead(nn.Module):
             ConvBlock(channels, width) for channels, width in zip([*layer_channels, 3], widths[1:], strict=True)
         )
         self.levels = nn.ModuleList(
-            DoubleConv(coarse + fine + guide_channels, fine) for coarse, fine in pairwise(widths)
+            MergeBlock(coarse, fine + guide_channels, fine) for coarse, fine in pairwise(widths)
         )
         self.classifier = nn.Conv2d(widths[-1], classes, 1)
 
@@ -74,7 +74,7 @@ class PyramidHead(nn.Module):
             if source.shape[-1] > size:
                 source = shrink_mean(source, size)
             skip = resize(lateral(source), size, size)
-            level = block(torch.cat([resize(level, size, size), skip, _guide_at(guide, size)], dim=1))
+            level = block(level, skip, _guide_at(guide, size))
         logits: Tensor = self.classifier(level)
         return logits
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.base import Features, SegmentationModel
 from models.checkpoint import Checkpoint
+from models.coarse_merge import convolve_before_enlarging
 from models.engine import (
     DecodeGraph,
     EncodeGraph,
@@ -23,7 +24,16 @@ from models.engine import (
     takes_prompt,
 )
 from models.folding import fold_batch_norms, has_batch_norms
-from models.openvino_graph import Graph, GraphFolder, GraphOptions, Occupancy, convert, graph_key, load_graph
+from models.openvino_graph import (
+    Graph,
+    GraphFolder,
+    GraphOptions,
+    Occupancy,
+    convert,
+    graph_key,
+    has_matrix_units,
+    load_graph,
+)
 from models.prompts import PromptTensors
 
 logger = logging.getLogger("petseg.engine")
@@ -134,6 +144,8 @@ class OpenVinoCompiler:
         self.folder = folder
         self._occupancy = Occupancy()
         self._has_warned = False
+        # Where products take the time. Matrix units make them cheap, and there it was not measured.
+        self._coarse_first = options.precision is Precision.FP32 or not has_matrix_units()
         self._encoders: WeakValueDictionary[str, Graph] = WeakValueDictionary()
 
     @property
@@ -143,7 +155,7 @@ class OpenVinoCompiler:
 
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Whether the folder has all graphs that `compile` would otherwise convert."""
-        halves = (_encoder_key, _decoder_key) if takes_prompt(checkpoint.model) else (_encoder_key,)
+        halves = (self._encoder_key, self._decoder_key) if takes_prompt(checkpoint.model) else (self._encoder_key,)
         return all(self.folder.holds(key(checkpoint)) for key in halves)
 
     def compile(self, checkpoint: Checkpoint) -> OpenVinoEngine:
@@ -173,14 +185,27 @@ class OpenVinoCompiler:
     def _encoder(self, checkpoint: Checkpoint) -> Any:
         if "encode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["encode"])
-        model, name = checkpoint.model, checkpoint.name
-        return self.folder.load(_encoder_key(checkpoint), lambda: convert_encoder(model, name))
+        return self.folder.load(
+            self._encoder_key(checkpoint),
+            lambda: convert_encoder(checkpoint.model, checkpoint.name, coarse_first=self._coarse_first),
+        )
 
     def _decoder(self, checkpoint: Checkpoint) -> Any:
         if "decode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["decode"])
-        model, name = checkpoint.model, checkpoint.name
-        return self.folder.load(_decoder_key(checkpoint), lambda: convert_decoder(model, name))
+        return self.folder.load(
+            self._decoder_key(checkpoint),
+            lambda: convert_decoder(checkpoint.model, checkpoint.name, coarse_first=self._coarse_first),
+        )
+
+    def _encoder_key(self, checkpoint: Checkpoint) -> str:
+        return graph_key(checkpoint.model.encoder_digest() or checkpoint.digest, self._part("encode"))
+
+    def _decoder_key(self, checkpoint: Checkpoint) -> str:
+        return graph_key(checkpoint.digest, self._part("decode"))
+
+    def _part(self, half: str) -> str:
+        return f"{half}, coarse first" if self._coarse_first else half
 
     def _shared(self, identity: str, make: Callable[[], Any], options: GraphOptions) -> Graph:
         encoder = self._encoders.get(identity)
@@ -197,26 +222,22 @@ class OpenVinoCompiler:
         return replace(self.options, row_by_row=False) if has_whole_batches else self.options
 
 
-def _encoder_key(checkpoint: Checkpoint) -> str:
-    return graph_key(checkpoint.model.encoder_digest() or checkpoint.digest, "encode")
+def convert_encoder(model: SegmentationModel, name: str, *, coarse_first: bool = False) -> Any:
+    """`encode` as a graph that is not compiled yet; the whole network where it takes no prompt.
 
-
-def _decoder_key(checkpoint: Checkpoint) -> str:
-    return graph_key(checkpoint.digest, "decode")
-
-
-def convert_encoder(model: SegmentationModel, name: str) -> Any:
-    """`encode` as a graph that is not compiled yet; the whole network where it takes no prompt."""
+    coarse_first: whether coarse maps are convolved before they are enlarged. Either way `model` is changed in place.
+    """
     module = EncodeGraph(model)
-    if has_batch_norms(model):  # folded first: less to trace
-        fold_batch_norms(model, lambda: module(example_images(model, 1)))
+    _rewrite(model, lambda: module(example_images(model, 1)), coarse_first)
     return convert(module, lambda rows: (example_images(model, rows),), f"{name}: encode")
 
 
-def convert_decoder(model: SegmentationModel, name: str) -> Any:
-    """`decode` as a graph that is not compiled yet: features, then the embedded prompt's tensors -> logits."""
-    if has_batch_norms(model):
-        fold_batch_norms(model, lambda: model(example_images(model, 1), example_prompts(model, 1)))
+def convert_decoder(model: SegmentationModel, name: str, *, coarse_first: bool = False) -> Any:
+    """`decode` as a graph that is not compiled yet: features, then the embedded prompt's tensors -> logits.
+
+    coarse_first: as for `convert_encoder`.
+    """
+    _rewrite(model, lambda: model(example_images(model, 1), example_prompts(model, 1)), coarse_first)
 
     def example(rows: int) -> tuple[Tensor, ...]:
         features, embedded = _decoder_inputs(model, rows)
@@ -224,6 +245,14 @@ def convert_decoder(model: SegmentationModel, name: str) -> Any:
 
     features, embedded = _decoder_inputs(model, 1)
     return convert(DecodeGraph(model, len(features), tuple(embedded)), example, f"{name}: decode")
+
+
+def _rewrite(model: SegmentationModel, run: Callable[[], object], coarse_first: bool) -> None:
+    """Fewer layers and fewer products for the same function, in place; less to trace as well."""
+    if has_batch_norms(model):
+        fold_batch_norms(model, run)
+    if coarse_first:
+        convolve_before_enlarging(model, run)
 
 
 def _decoder_inputs(model: SegmentationModel, rows: int) -> tuple[Features, PromptTensors]:

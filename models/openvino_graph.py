@@ -71,6 +71,11 @@ def has_native_bf16() -> bool:
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies whole tiles of bfloat16 (AMX), several times as fast as rows of it."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 @dataclass(frozen=True)
 class GraphOptions:
     """How graphs are compiled."""

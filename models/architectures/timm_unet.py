@@ -3,12 +3,11 @@
 from typing import Any, cast
 
 import timm
-import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
-from models.layers import DoubleConv, Vote, resize_to
+from models.layers import MergeBlock, Vote, resize_to
 from models.prompts import PromptTensors
 
 
@@ -51,7 +50,7 @@ class TimmUNet(SegmentationModel):
         coarse_first = channels[::-1]
         inputs = [coarse_first[0], *config.decoder_widths[:-1]]
         self.up = nn.ModuleList(
-            DoubleConv(deep + skip, width)
+            MergeBlock(deep, skip, width)
             for deep, skip, width in zip(inputs, coarse_first[1:], config.decoder_widths, strict=False)
         )
         self.dropout = nn.Dropout2d(config.dropout)
@@ -69,6 +68,6 @@ class TimmUNet(SegmentationModel):
         *skips, level = features
         level = self.dropout(level)
         for block, skip in zip(self.up, reversed(skips), strict=False):
-            level = block(torch.cat([resize_to(level, skip), skip], dim=1))
+            level = block(level, skip)
         logits = cast(Tensor, self.head(level))  # [B, C, S/2, S/2] -> [B, K, S/2, S/2]
         return logits if self.vote is None else logits + self.vote(features[-1])

@@ -3,12 +3,11 @@
 from itertools import pairwise
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import ArchitectureConfig, Features, SegmentationModel
-from models.layers import DoubleConv, Vote, resize_to
+from models.layers import DoubleConv, MergeBlock, Vote
 from models.prompts import PromptTensors
 
 
@@ -35,7 +34,7 @@ class UNet(SegmentationModel):
             DoubleConv(fan_in, fan_out, config.dropout) for fan_in, fan_out in pairwise((3, *widths))
         )
         self.up = nn.ModuleList(
-            DoubleConv(deep + shallow, shallow, config.dropout) for deep, shallow in pairwise(reversed(widths))
+            MergeBlock(deep, shallow, shallow, config.dropout) for deep, shallow in pairwise(reversed(widths))
         )
         self.head = nn.Conv2d(widths[0], len(config.class_names), 1)
         self.vote = Vote(widths[-1], len(config.class_names)) if config.vote else None
@@ -51,6 +50,6 @@ class UNet(SegmentationModel):
     def decode(self, features: Features, prompt: PromptTensors) -> Tensor:
         *skips, level = features
         for block, skip in zip(self.up, reversed(skips), strict=True):
-            level = block(torch.cat([resize_to(level, skip), skip], dim=1))
+            level = block(level, skip)
         logits = cast(Tensor, self.head(level))  # [B, C, S, S] -> [B, K, S, S]
         return logits if self.vote is None else logits + self.vote(features[-1])

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models import clip_backbone, engine_choice, openvino_graph
+from models import clip_backbone, engine_choice, openvino_engine, openvino_graph
 from models.checkpoint import Checkpoint, ModelCard
+from models.coarse_merge import CoarseMerge
 from models.engine import Engine, EngineError, Precision, example_images, example_prompts
 from models.engine_choice import EngineBuilder, EngineOptions, default_cache_folder
 from models.openvino_engine import OpenVinoCompiler
@@ -168,6 +169,33 @@ def test_a_transformer_in_bf16_keeps_its_batches_whole(
     engine = compiler.compile(smoke("prompt"))
     assert (engine.is_row_by_row, engine.best_batch_size > 0) == (is_row_by_row, is_row_by_row)
     assert compiler.compile(unet).is_row_by_row
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_matrix_units", "is_coarse_first"),
+    [
+        (Precision.FP32, True, True),
+        (Precision.FP32, False, True),
+        (Precision.BF16, True, False),
+        (Precision.BF16, False, True),
+    ],
+)
+def test_coarse_maps_are_convolved_before_they_are_enlarged_where_products_take_the_time(
+    unet: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    precision: Precision,
+    has_matrix_units: bool,
+    is_coarse_first: bool,
+) -> None:
+    monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: has_matrix_units)
+    options, folder = GraphOptions(precision, 1, 1), GraphFolder(tmp_path)
+    OpenVinoCompiler(options, folder).compile(unet)
+    assert any(isinstance(module, CoarseMerge) for module in unet.model.modules()) == is_coarse_first
+    assert OpenVinoCompiler(options, folder).holds(unet)
+    monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: not has_matrix_units)
+    # A folder may be shared by machines: one takes no graph that was made for another kind of CPU.
+    assert OpenVinoCompiler(options, folder).holds(unet) == (precision is Precision.FP32)
 
 
 def test_what_does_not_convert_runs_on_torch_and_it_is_said(

@@ -1,0 +1,74 @@
+"""Convolving before enlarging changes no output, up to the very corners."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.architectures import list_architectures
+from models.coarse_merge import CoarseMerge, convolve_before_enlarging
+from models.engine import example_images, example_prompts
+from models.folding import fold_batch_norms
+from models.layers import MergeBlock
+from tests.unit.test_folding import unsettle
+from training.config import load_config
+from training.train import build_model
+
+
+class Merge(nn.Module):
+    def __init__(self, coarse_channels: int, fine_channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block: nn.Module = MergeBlock(coarse_channels, fine_channels, 5, dropout=0.5)
+        unsettle(self)
+        self.eval()
+
+    def forward(self, coarse: Tensor, *fine: Tensor) -> Tensor:
+        merged: Tensor = self.block(coarse, *fine)
+        return merged
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("is_folded", [True, False], ids=["folded", "with batch norms"])
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (4, 7), (2, 3), (1, 6), (1, 1)])
+def test_doubled_maps_give_the_same(height: int, width: int, is_folded: bool) -> None:
+    merge, coarse = Merge(7, 4), noise(3, 7, height, width)
+    fine = (noise(3, 3, 2 * height, 2 * width), noise(3, 1, 2 * height, 2 * width))
+    with torch.inference_mode():
+        if is_folded:
+            fold_batch_norms(merge, lambda: merge(coarse, *fine))
+        before = merge(coarse, *fine)
+        assert convolve_before_enlarging(merge, lambda: merge(coarse, *fine)) == 1
+        assert isinstance(merge.block, CoarseMerge)
+        torch.testing.assert_close(merge(coarse, *fine), before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (7, 8), (12, 12)], ids=str)
+def test_other_enlargings_stay_as_they_are(size: tuple[int, int]) -> None:
+    merge, coarse, fine = Merge(3, 2), noise(1, 3, 4, 4), noise(1, 2, *size)
+    assert convolve_before_enlarging(merge, lambda: merge(coarse, fine)) == 0
+    assert isinstance(merge.block, MergeBlock)
+
+
+def test_blocks_that_do_not_run_stay_as_they_are() -> None:
+    merge = Merge(3, 2)
+    assert convolve_before_enlarging(merge, lambda: None) == 0
+    assert isinstance(merge.block, MergeBlock)
+
+
+@pytest.mark.parametrize("architecture", list_architectures())
+def test_every_architecture_gives_the_same(architecture: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(load_config(f"{architecture}-compact", smoke=True)).eval()
+    unsettle(model)
+    images, prompts = example_images(model, 2), example_prompts(model, 2)
+    with torch.inference_mode():
+        fold_batch_norms(model, lambda: model(images, prompts))
+        before = model(images, prompts)
+        replaced = convolve_before_enlarging(model, lambda: model(images, prompts))
+        torch.testing.assert_close(model(images, prompts), before, atol=1e-4, rtol=1e-4)
+    merges = sum(isinstance(module, CoarseMerge) for module in model.modules())
+    assert replaced == merges
+    assert (merges > 0) == (architecture != "autoencoder")  # whose decoder has transposed convolutions
