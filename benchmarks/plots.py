@@ -65,7 +65,7 @@ def plot_raw(path: Path, results: Sequence[RawResult], model: str) -> None:
     axes.set_xlabel("batch size")
     axes.set_ylabel("images a second, forward alone")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # inside it would lie over a line
     _save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""Merge blocks that convolve the coarse map before enlarging it: the same function, a third of the products less.
+"""Merge blocks that convolve the coarse map before enlarging it: the same function, for a quarter of its products.
 
 Doubled bilinearly, each value of a map becomes four pixels, and a 3x3 convolution multiplies each of them by nine
 weights. To double is to put zeros between the values and to smooth by [1 3 3 1] / 4 along both axes; convolutions may
@@ -11,7 +11,7 @@ read there is taken off along the four edges.
 For engines: what is changed here can be trained no more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -73,19 +73,26 @@ class CoarseMerge(nn.Module):
 
     def forward(self, coarse: Tensor, *fine: Tensor) -> Tensor:
         """As the block's: coarse [B, C, h, w], fine each [B, C_i, 2h, 2w] -> [B, out, 2h, 2w]."""
-        height, width = (2 * int(side) for side in coarse.shape[-2:])  # tensors while the network is traced
-        merged = self.smooth(self.between_zeros(F.pad(coarse, (1, 1, 1, 1), mode="replicate")))
-        merged = merged + self.fine(torch.cat(fine, dim=1) if len(fine) > 1 else fine[0])
+        spread = self.between_zeros(F.pad(coarse, (1, 1, 1, 1), mode="replicate"))  # [B, out, 2h + 3, 2w + 3]
+        merged = self.smooth(spread) + self.fine(torch.cat(fine, dim=1) if len(fine) > 1 else fine[0])
+        for excess in self._beyond_edges(coarse):
+            merged = merged - excess
+        result: Tensor = self.after(merged)
+        return result
 
+    def _beyond_edges(self, coarse: Tensor) -> Iterator[Tensor]:
+        """What `smooth` has given of places beyond each edge, [B, out, 2h, 2w], zero but for the row or column there.
+
+        The corners belong to the rows.
+        """
+        height, width = (2 * int(side) for side in coarse.shape[-2:])  # tensors while the network is traced
         rows = _double(torch.cat([coarse[:, :, :1], coarse[:, :, -1:]], dim=1), 1, width)
         above, below = self.beyond_rows(F.pad(rows, (1, 1, 0, 0), mode="replicate")).chunk(2, dim=1)
         columns = _double(torch.cat([coarse[:, :, :, :1], coarse[:, :, :, -1:]], dim=1), height, 1)
-        left, right = self.beyond_columns(columns).chunk(2, dim=1)  # without the corners, which rows have taken off
+        left, right = self.beyond_columns(columns).chunk(2, dim=1)
         first_row, last_row = _ends(height, coarse)[..., None]
         first_column, last_column = _ends(width, coarse)[:, None]
-        merged = merged - above * first_row - below * last_row - left * first_column - right * last_column
-        result: Tensor = self.after(merged)
-        return result
+        yield from (above * first_row, below * last_row, left * first_column, right * last_column)
 
 
 def _convolution(weight: Tensor, bias: Tensor | None = None, **options: Any) -> nn.Conv2d:
