@@ -28,6 +28,9 @@ def convolve_before_enlarging(model: nn.Module, run: Callable[[], object]) -> in
 
     run: calls `model` once on any input, which shows the sizes of the maps.
     """
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, MergeBlock)}
+    if not blocks:
+        return 0
     doubling: set[nn.Module] = set()
 
     def look(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -35,7 +38,6 @@ def convolve_before_enlarging(model: nn.Module, run: Callable[[], object]) -> in
         if (2 * coarse[0], 2 * coarse[1]) == tuple(fine):
             doubling.add(block)
 
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, MergeBlock)}
     hooks = [block.register_forward_pre_hook(look) for block in blocks.values()]
     try:
         with torch.inference_mode():
@@ -81,9 +83,9 @@ class CoarseMerge(nn.Module):
         return result
 
     def _beyond_edges(self, coarse: Tensor) -> Iterator[Tensor]:
-        """What `smooth` has given of places beyond each edge, [B, out, 2h, 2w], zero but for the row or column there.
+        """What was read beyond each edge: [B, out, 2h, 2w], zero but for the row or column at that edge.
 
-        The corners belong to the rows.
+        The corners are in the rows.
         """
         height, width = (2 * int(side) for side in coarse.shape[-2:])  # tensors while the network is traced
         rows = _double(torch.cat([coarse[:, :, :1], coarse[:, :, -1:]], dim=1), 1, width)

@@ -58,6 +58,13 @@ def test_blocks_that_do_not_run_stay_as_they_are() -> None:
     assert isinstance(merge.block, MergeBlock)
 
 
+def test_a_network_without_such_blocks_does_not_run() -> None:
+    def run() -> None:
+        raise AssertionError("ran")
+
+    assert convolve_before_enlarging(nn.Sequential(nn.Conv2d(3, 3, 3)), run) == 0
+
+
 @pytest.mark.parametrize("architecture", list_architectures())
 def test_every_architecture_gives_the_same(architecture: str) -> None:
     torch.manual_seed(0)
