@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import MergeBlock
+from models.layers import MergeBlock, resize
 
 _SMOOTH = (0.25, 0.75, 0.75, 0.25)
 
@@ -88,9 +88,9 @@ class CoarseMerge(nn.Module):
         The corners are in the rows.
         """
         height, width = (2 * int(side) for side in coarse.shape[-2:])  # tensors while the network is traced
-        rows = _double(torch.cat([coarse[:, :, :1], coarse[:, :, -1:]], dim=1), 1, width)
+        rows = resize(torch.cat([coarse[:, :, :1], coarse[:, :, -1:]], dim=1), 1, width)
         above, below = self.beyond_rows(F.pad(rows, (1, 1, 0, 0), mode="replicate")).chunk(2, dim=1)
-        columns = _double(torch.cat([coarse[:, :, :, :1], coarse[:, :, :, -1:]], dim=1), height, 1)
+        columns = resize(torch.cat([coarse[:, :, :, :1], coarse[:, :, :, -1:]], dim=1), height, 1)
         left, right = self.beyond_columns(columns).chunk(2, dim=1)
         first_row, last_row = _ends(height, coarse)[..., None]
         first_column, last_column = _ends(width, coarse)[:, None]
@@ -108,10 +108,6 @@ def _convolution(weight: Tensor, bias: Tensor | None = None, **options: Any) -> 
 
 def _fixed(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.clone(memory_format=torch.contiguous_format), requires_grad=False)
-
-
-def _double(lines: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(lines, (height, width), mode="bilinear", align_corners=False)
 
 
 def _ends(length: int, like: Tensor) -> Tensor:

@@ -185,27 +185,29 @@ class OpenVinoCompiler:
     def _encoder(self, checkpoint: Checkpoint) -> Any:
         if "encode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["encode"])
+        model, name, coarse_first = checkpoint.model, checkpoint.name, self._encodes_coarse_first(checkpoint.model)
         return self.folder.load(
-            self._encoder_key(checkpoint),
-            lambda: convert_encoder(checkpoint.model, checkpoint.name, coarse_first=self._coarse_first),
+            self._encoder_key(checkpoint), lambda: convert_encoder(model, name, coarse_first=coarse_first)
         )
 
     def _decoder(self, checkpoint: Checkpoint) -> Any:
         if "decode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["decode"])
+        model, name, coarse_first = checkpoint.model, checkpoint.name, self._coarse_first
         return self.folder.load(
-            self._decoder_key(checkpoint),
-            lambda: convert_decoder(checkpoint.model, checkpoint.name, coarse_first=self._coarse_first),
+            self._decoder_key(checkpoint), lambda: convert_decoder(model, name, coarse_first=coarse_first)
         )
 
+    def _encodes_coarse_first(self, model: SegmentationModel) -> bool:
+        """Maps are merged by `decode`, which belongs to the encoder's graph where no prompt is taken."""
+        return self._coarse_first and not takes_prompt(model)
+
     def _encoder_key(self, checkpoint: Checkpoint) -> str:
-        return graph_key(checkpoint.model.encoder_digest() or checkpoint.digest, self._part("encode"))
+        part = _part("encode", self._encodes_coarse_first(checkpoint.model))
+        return graph_key(checkpoint.model.encoder_digest() or checkpoint.digest, part)
 
     def _decoder_key(self, checkpoint: Checkpoint) -> str:
-        return graph_key(checkpoint.digest, self._part("decode"))
-
-    def _part(self, half: str) -> str:
-        return f"{half}, coarse first" if self._coarse_first else half
+        return graph_key(checkpoint.digest, _part("decode", self._coarse_first))
 
     def _shared(self, identity: str, make: Callable[[], Any], options: GraphOptions) -> Graph:
         encoder = self._encoders.get(identity)
@@ -220,6 +222,10 @@ class OpenVinoCompiler:
         """
         has_whole_batches = takes_prompt(model) and self.options.precision is Precision.BF16
         return replace(self.options, row_by_row=False) if has_whole_batches else self.options
+
+
+def _part(half: str, coarse_first: bool) -> str:
+    return f"{half}, coarse first" if coarse_first else half
 
 
 def convert_encoder(model: SegmentationModel, name: str, *, coarse_first: bool = False) -> Any:
@@ -248,7 +254,7 @@ def convert_decoder(model: SegmentationModel, name: str, *, coarse_first: bool =
 
 
 def _rewrite(model: SegmentationModel, run: Callable[[], object], coarse_first: bool) -> None:
-    """Fewer layers and fewer products for the same function, in place; less to trace as well."""
+    """The same function in fewer layers, and perhaps of fewer products; in place."""
     if has_batch_norms(model):
         fold_batch_norms(model, run)
     if coarse_first:

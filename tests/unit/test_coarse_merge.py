@@ -9,9 +9,7 @@ from models.coarse_merge import CoarseMerge, convolve_before_enlarging
 from models.engine import example_images, example_prompts
 from models.folding import fold_batch_norms
 from models.layers import MergeBlock
-from tests.unit.test_folding import unsettle
-from training.config import load_config
-from training.train import build_model
+from tests.unit.test_folding import unsettle, unsettled_model
 
 
 class Merge(nn.Module):
@@ -67,9 +65,7 @@ def test_a_network_without_such_blocks_does_not_run() -> None:
 
 @pytest.mark.parametrize("architecture", list_architectures())
 def test_every_architecture_gives_the_same(architecture: str) -> None:
-    torch.manual_seed(0)
-    model = build_model(load_config(f"{architecture}-compact", smoke=True)).eval()
-    unsettle(model)
+    model = unsettled_model(architecture)
     images, prompts = example_images(model, 2), example_prompts(model, 2)
     with torch.inference_mode():
         fold_batch_norms(model, lambda: model(images, prompts))

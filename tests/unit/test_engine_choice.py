@@ -198,6 +198,15 @@ def test_coarse_maps_are_convolved_before_they_are_enlarged_where_products_take_
     assert OpenVinoCompiler(options, folder).holds(unet) == (precision is Precision.FP32)
 
 
+def test_a_tower_is_kept_once_for_all_kinds_of_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    graphs = []
+    for has_matrix_units in (True, False):
+        monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda found=has_matrix_units: found)
+        OpenVinoCompiler(GraphOptions(Precision.BF16, 1, 1), GraphFolder(tmp_path)).compile(smoke("clip-compact"))
+        graphs.append(len(list(tmp_path.iterdir())))
+    assert graphs == [2, 3]  # the decoder alone is another
+
+
 def test_what_does_not_convert_runs_on_torch_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures import list_architectures
+from models.base import SegmentationModel
 from models.engine import example_images, example_prompts
 from models.folding import fold_batch_norms
 from training.config import load_config
@@ -23,15 +24,21 @@ def unsettle(model: nn.Module) -> None:
                 nn.init.uniform_(tensor, 0.5, 1.5)
 
 
+def unsettled_model(architecture: str) -> SegmentationModel:
+    """A small network of this architecture, as if it had been trained."""
+    torch.manual_seed(0)
+    model = build_model(load_config(f"{architecture}-compact", smoke=True)).eval()
+    unsettle(model)
+    return model
+
+
 def count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 @pytest.mark.parametrize("architecture", list_architectures())
 def test_every_architecture_folds_whole_and_gives_the_same(architecture: str) -> None:
-    torch.manual_seed(0)
-    model = build_model(load_config(f"{architecture}-compact", smoke=True)).eval()
-    unsettle(model)
+    model = unsettled_model(architecture)
     images, prompts = example_images(model, 2), example_prompts(model, 2)
     with torch.inference_mode():
         before = model(images, prompts)
