@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.statistics import median
 from models.base import Features, SegmentationModel
 from models.checkpoint import Checkpoint
-from models.engine import Engine
+from models.engine import Engine, Rows, join_rows
 from models.letterbox import Letterbox
 from models.prompts import PromptTensors, TextPrompt
 from service import cli
@@ -57,10 +57,11 @@ class WaitingEngine(Engine):
         """What it does."""
         return "waits"
 
-    def encode(self, images: Tensor) -> Features:
-        """Wait as long as a device would compute."""
-        time.sleep(_CALL_S + images.shape[0] / self._photos_per_s)
-        return tuple(torch.zeros(images.shape[0], 8, 14, 14) for _ in range(4))
+    def encode(self, images: Rows) -> Features:
+        """Collate as for a device, and wait as long as it would compute."""
+        count = len(join_rows(images))
+        time.sleep(_CALL_S + count / self._photos_per_s)
+        return tuple(torch.zeros(count, 8, 14, 14) for _ in range(4))
 
     def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:
         """Logits that are there already."""

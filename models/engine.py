@@ -5,7 +5,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import torch
@@ -15,6 +15,9 @@ from models.base import Features, SegmentationModel
 from models.layers import resize
 from models.letterbox import Letterbox
 from models.prompts import PromptKind, PromptTensors, example_prompt
+
+Rows = Tensor | Sequence[Tensor]
+"""A batch [B, ...], or its B rows [...], each in memory of its own."""
 
 
 class EngineError(ValueError):
@@ -81,11 +84,11 @@ class Engine(ABC):
         return self.name
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Features:
+    def encode(self, images: Rows) -> Features:
         """What the network makes of the pixels alone; of an image-only model, the logits already.
 
-        images: Tensor [B, 3, S, S], float32 in [0, 1], on any device; torch's engine also takes uint8, a fourth of the
-        bytes to copy. Returns tensors of B rows on `device`.
+        images: [B, 3, S, S] or B of [3, S, S], float32 in [0, 1], on any device; torch's engine also takes uint8, a
+        fourth of the bytes to copy. Returns tensors of B rows on `device`.
         """
 
     @abstractmethod
@@ -111,6 +114,20 @@ class Engine(ABC):
         """What runs `batch_size` squares of noise in the way that a busy server runs them, to be timed."""
         images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)
         return lambda: self.decode_native(self.encode(images), prompts)
+
+
+def join_rows(rows: Rows, *, is_pinned: bool = False) -> Tensor:
+    """`rows` as one tensor [B, ...]; what is in one piece already, or a single row, stays where it is.
+
+    is_pinned: put rows that lie apart into pinned memory, from where the copy to a GPU runs beside the CPU's work: one
+    stream collates while another's batch is computed.
+    """
+    if isinstance(rows, Tensor):
+        return rows
+    if len(rows) == 1 and not is_pinned:
+        return rows[0][None]
+    pinned = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True) if is_pinned else None
+    return torch.stack(list(rows), out=pinned)
 
 
 class EncodeGraph(nn.Module):

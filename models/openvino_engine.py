@@ -19,6 +19,7 @@ from models.engine import (
     EncodeGraph,
     Engine,
     Precision,
+    Rows,
     example_images,
     example_prompts,
     takes_prompt,
@@ -99,7 +100,7 @@ class OpenVinoEngine(Engine):
     def encoder_name(self) -> str:
         return f"openvino {self._encoder.precision}"  # an encoder shared with one whose decoder is in integers, too
 
-    def encode(self, images: Tensor) -> Features:
+    def encode(self, images: Rows) -> Features:
         return self._encoder(images)
 
     def decode_native(self, features: Features, prompt: PromptTensors) -> Tensor:

@@ -26,7 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from models.engine import EngineError, Precision
+from models.engine import EngineError, Precision, Rows, join_rows
 from models.stopping import stoppable
 from models.stored_graph import StoredGraph
 
@@ -139,13 +139,13 @@ class Graph:
         for compiled in {self._beside, self._alone}:
             compiled.release_memory()
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for `tensors`, rows of any one number, float32 on the CPU.
+    def __call__(self, *inputs: Rows) -> tuple[Tensor, ...]:
+        """Outputs for `inputs`, rows of any one number, float32 on the CPU.
 
-        An output that is one of `tensors` as it came may be that tensor itself.
+        An output that is one of `inputs` as it came may be that tensor itself.
         """
         with self._occupancy.enter() as is_alone:
-            return (self._alone if is_alone else self._beside)(*tensors)
+            return (self._alone if is_alone else self._beside)(*inputs)
 
 
 class _Compiled:
@@ -168,13 +168,14 @@ class _Compiled:
         self.precision = Precision.BF16 if hint == load_openvino().Type.bf16 else Precision.FP32
         self._idle: deque[Any] = deque()
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for `tensors`, as `Graph` gives them.
+    def __call__(self, *inputs: Rows) -> tuple[Tensor, ...]:
+        """Outputs for `inputs`, as `Graph` gives them.
 
         Not to be stopped: a graph for any number of rows keeps the shapes of a pass that did not end.
         """
+        arrays = [join_rows(rows).contiguous().numpy() for rows in inputs]
         with self._request() as request:
-            outputs = request.infer(_arrays(tensors), share_inputs=True)
+            outputs = request.infer(arrays, share_inputs=True)
             return tuple(torch.from_numpy(outputs[place]) for place in range(len(outputs)))
 
     @contextmanager
@@ -207,28 +208,28 @@ class _CompiledForOne(_Compiled):
         self._handed_on = {place: inputs.index(name) for place, name in enumerate(sources) if name in inputs}
         """Outputs that are an input as it came, by place: OpenVINO knows both by one name and one memory."""
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        rows = len(tensors[0])
-        inputs = [tensor.contiguous() for tensor in tensors]  # read where they lie: they must stay until the end
+    def __call__(self, *inputs: Rows) -> tuple[Tensor, ...]:
+        count = len(inputs[0])
+        read = [_contiguous(rows) for rows in inputs]  # where they lie: they must stay until the end
         outputs = [
-            inputs[self._handed_on[place]] if place in self._handed_on else torch.empty((rows, *shape))
+            join_rows(read[self._handed_on[place]]) if place in self._handed_on else torch.empty((count, *shape))
             for place, shape in enumerate(self._shapes)
         ]
         with ExitStack() as held:
-            requests = [held.enter_context(self._request()) for _ in range(rows)]
-            self._connect(requests, inputs, outputs)
+            requests = [held.enter_context(self._request()) for _ in range(count)]
+            self._connect(requests, read, outputs)
             with stoppable(lambda: _cancel(requests)):
                 _run_side_by_side(requests)
         return tuple(outputs)
 
-    def _connect(self, requests: Sequence[Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def _connect(self, requests: Sequence[Any], inputs: Sequence[Rows], outputs: Sequence[Tensor]) -> None:
         """Have each request read its own row of `inputs` and write its own row of `outputs`.
 
         Arrays handed to `start_async` go through a dozen of the package's Python functions, and what is written to
         OpenVINO's own memory has to be copied.
         """
-        for place, tensor in enumerate(inputs):
-            for request, row in zip(requests, _shared_rows(tensor), strict=True):
+        for place, rows in enumerate(inputs):
+            for request, row in zip(requests, _shared_rows(rows), strict=True):
                 request.set_input_tensor(place, row)
         for place, tensor in enumerate(outputs):
             if place not in self._handed_on:
@@ -236,10 +237,15 @@ class _CompiledForOne(_Compiled):
                     request.set_output_tensor(place, row)
 
 
-def _shared_rows(tensor: Tensor) -> Iterator[Any]:
-    """Each row of `tensor`, as a batch of one, in the same memory."""
-    make, array = load_openvino().Tensor, tensor.numpy()
-    return (make(array[row : row + 1], shared_memory=True) for row in range(len(array)))
+def _contiguous(rows: Rows) -> Rows:
+    return rows.contiguous() if isinstance(rows, Tensor) else [row.contiguous() for row in rows]
+
+
+def _shared_rows(rows: Rows) -> Iterator[Any]:
+    """Each of `rows`, as a batch of one, in the same memory."""
+    make = load_openvino().Tensor
+    arrays = rows.numpy()[:, None] if isinstance(rows, Tensor) else [row.numpy()[None] for row in rows]
+    return (make(array, shared_memory=True) for array in arrays)
 
 
 def _run_side_by_side(requests: Sequence[Any]) -> None:
@@ -256,10 +262,6 @@ def _run_side_by_side(requests: Sequence[Any]) -> None:
 def _cancel(requests: Sequence[Any]) -> None:
     for request in requests:
         request.cancel()
-
-
-def _arrays(tensors: tuple[Tensor, ...]) -> list[Any]:
-    return [tensor.contiguous().numpy() for tensor in tensors]
 
 
 class GraphFolder:

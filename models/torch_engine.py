@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from models.base import Features, SegmentationModel
 from models.cuda_graphs import GraphedFunction, HostLink, Recorder, graph_sizes
-from models.engine import EncodeGraph, Engine, Precision, example_images, example_prompts, takes_prompt
+from models.engine import (
+    EncodeGraph,
+    Engine,
+    Precision,
+    Rows,
+    example_images,
+    example_prompts,
+    join_rows,
+    takes_prompt,
+)
 from models.folding import fold_batch_norms, has_batch_norms
 from models.prompts import PromptTensors
 
@@ -51,8 +60,9 @@ class TorchEngine(Engine):
     def name(self) -> str:
         return f"torch {self.precision}{', compiled' if self.compiles else ''}"
 
-    def encode(self, images: Tensor) -> Features:
-        images = self._send(images).contiguous(memory_format=torch.channels_last)
+    def encode(self, images: Rows) -> Features:
+        whole = join_rows(images, is_pinned=self._link is not None)
+        images = self._send(whole).contiguous(memory_format=torch.channels_last)
         with self._computing():
             if images.dtype is torch.uint8:
                 images = images.float().div_(255.0)
@@ -73,7 +83,7 @@ class TorchEngine(Engine):
     def example_run(self, batch_size: int) -> Callable[[], object]:
         images, prompts = example_images(self.model, batch_size), example_prompts(self.model, batch_size)
         if self._recorder is not None:
-            images = (255 * images).byte().pin_memory()  # as the predictor collates them
+            images = (255 * images).byte().pin_memory()  # as photos come
             with self._recorder.on():
                 self.decode_native(self.encode(images), prompts)
         return lambda: self.decode_native(self.encode(images), prompts)

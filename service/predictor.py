@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -240,7 +239,7 @@ class Predictor:
         Returns them as a batch, and as the rows that were handed to the cache: none where nothing is kept.
         """
         try:
-            images = collate_images(new.values(), self.engine.device.type == "cuda")
+            images = [row.image for row in new.values() if row.image is not None]
             # Who gave up on a photo is likely to ask about it again: features that can be kept are worth their end.
             with unstoppable() if self.keeps_images else nullcontext():
                 features = self.engine.encode(images)
@@ -259,19 +258,6 @@ class Predictor:
             kept = KeptImage(row, prepared.letterbox.original_size, prepared.upload)
             self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
         return own
-
-
-def collate_images(batch: Iterable[Row], is_pinned: bool) -> Tensor:
-    """The photos of `batch` as [B, 3, S, S] on the CPU, for a GPU in pinned memory.
-
-    From there the copy to the GPU runs beside the CPU's work: one stream collates while another's batch is computed.
-    One photo by itself stays where it is.
-    """
-    images = [row.image for row in batch if row.image is not None]
-    if len(images) == 1 and not is_pinned:
-        return images[0][None]
-    pinned = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True) if is_pinned else None
-    return torch.stack(images, out=pinned)
 
 
 def choose_device(name: str) -> torch.device:

@@ -63,6 +63,9 @@ def ask(model: SegmentationModel, engine: Engine | None) -> list[Array]:
             logits = (
                 model(images, collated) if engine is None else engine.decode_native(engine.encode(images), collated)
             )
+            if engine is not None:
+                apart = engine.decode_native(engine.encode(list(images)), collated)
+                torch.testing.assert_close(apart, logits, atol=1e-3, rtol=1e-3)
         masks += [letterbox.restore_mask(row) for row in logits]
     return masks
 

@@ -105,6 +105,22 @@ def test_inputs_of_any_layout(converted: Any, options: GraphOptions) -> None:
     torch.testing.assert_close(Graph(converted, options)(strided, shifts)[0], Halves()(images, shifts)[0])
 
 
+def test_rows_that_lie_apart(options: GraphOptions) -> None:
+    graph, plain = Graph(convert(HandsOn().eval(), example, "hands on"), options), HandsOn()
+    for count in (1, 3):
+        images, shifts = example(count)
+        apart = [row.clone(memory_format=torch.preserve_format) for row in images.to(memory_format=torch.channels_last)]
+        for got, wanted in zip(graph(apart, list(shifts)), plain(images, shifts), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_by_themselves_are_read_where_they_lie(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, (images, shifts) = Graph(converted, replace(ONE, row_by_row=True)), example(3)
+    apart = [row.clone() for row in images]
+    monkeypatch.setattr(torch, "stack", lambda *_, **__: pytest.fail("rows were copied"))
+    torch.testing.assert_close(graph(apart, shifts)[0], Halves()(images, shifts)[0])
+
+
 def test_an_input_that_is_an_output_too(options: GraphOptions) -> None:
     graph, plain = Graph(convert(HandsOn().eval(), example, "hands on"), options), HandsOn()
     for rows in (1, 3, 1):
