@@ -189,20 +189,36 @@ def test_coarse_maps_are_convolved_before_they_are_enlarged_where_products_take_
     is_coarse_first: bool,
 ) -> None:
     monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: has_matrix_units)
-    options, folder = GraphOptions(precision, 1, 1), GraphFolder(tmp_path)
+    options, folder = GraphOptions(precision, 1, 1, row_by_row=True), GraphFolder(tmp_path)
     OpenVinoCompiler(options, folder).compile(unet)
-    assert any(isinstance(module, CoarseMerge) for module in unet.model.modules()) == is_coarse_first
+    assert merges_coarse_first(unet) == is_coarse_first
     assert OpenVinoCompiler(options, folder).holds(unet)
     monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: not has_matrix_units)
     # A folder may be shared by machines: one takes no graph that was made for another kind of CPU.
     assert OpenVinoCompiler(options, folder).holds(unet) == (precision is Precision.FP32)
 
 
-def test_a_tower_is_kept_once_for_all_kinds_of_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "is_coarse_first"), [(Precision.FP32, True), (Precision.BF16, False)])
+def test_graphs_of_whole_batches_enlarge_coarse_maps_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Precision, is_coarse_first: bool
+) -> None:
+    monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: False)
+    checkpoint, folder = smoke("prompt-compact"), GraphFolder(tmp_path)
+    compiler = OpenVinoCompiler(GraphOptions(precision, 1, 1, row_by_row=True), folder)
+    assert compiler.compile(checkpoint).is_row_by_row == is_coarse_first
+    assert merges_coarse_first(checkpoint) == is_coarse_first
+    assert compiler.holds(checkpoint)
+
+
+def merges_coarse_first(checkpoint: Checkpoint) -> bool:
+    return any(isinstance(module, CoarseMerge) for module in checkpoint.model.modules())
+
+
+def test_a_tower_is_kept_once_for_all_precisions(tmp_path: Path) -> None:
     graphs = []
-    for has_matrix_units in (True, False):
-        monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda found=has_matrix_units: found)
-        OpenVinoCompiler(GraphOptions(Precision.BF16, 1, 1), GraphFolder(tmp_path)).compile(smoke("clip-compact"))
+    for precision in Precision:
+        options = GraphOptions(precision, 1, 1, row_by_row=True)
+        OpenVinoCompiler(options, GraphFolder(tmp_path)).compile(smoke("clip-compact"))
         graphs.append(len(list(tmp_path.iterdir())))
     assert graphs == [2, 3]  # the decoder alone is another
 
