@@ -102,11 +102,12 @@ async def predict(request: Request, pipeline: OpenPipelineDep, images: ImagesDep
         return LabelStudioPredictions(results=[nothing] * len(body.tasks), model_version=version)
     prompt = clicks if takes_clicks else None
     gate = asyncio.Semaphore(2 * pipeline.photos_together * settings.streams)
-    room = pipeline.batch_room if len(body.tasks) > 1 else nullcontext()  # who clicks does not wait behind batches
+    is_batch = len(body.tasks) > 1
+    room = pipeline.batch_room if is_batch else nullcontext()  # who clicks does not wait behind batches
 
     async def predict_one(task: LabelStudioTask) -> LabelStudioPrediction:
         async with gate, room:
-            return await predict_task(pipeline, images, task, labelling, prompt, chosen)
+            return await predict_task(pipeline, images, task, labelling, prompt, chosen, waits=is_batch)
 
     async def predict_all() -> list[LabelStudioPrediction | errors.Problem]:
         return await asyncio.gather(*(outcome_of(predict_one(task)) for task in body.tasks))
@@ -128,8 +129,10 @@ async def predict_task(
     labelling: Labelling,
     prompt: Prompt,
     chosen: str | None,
+    *,
+    waits: bool,
 ) -> LabelStudioPrediction:
-    """One task's image through the model. Raises the Problem that fits."""
+    """One task's image through the model, `waits` as for `Pipeline.segment`. Raises the Problem that fits."""
     reference = task.data.get(labelling.image_key)
     if not isinstance(reference, str):
         raise errors.InvalidRequest(f"got a task without {labelling.image_key!r} in its data, wanted its image there")
@@ -148,7 +151,7 @@ async def predict_task(
         score = sum(scores) / len(scores) if scores else 0.0
         return LabelStudioPrediction(result=regions, score=round(score, 4), model_version=model_version(pipeline))
 
-    return (await pipeline.segment(Photo(upload, None, prompt), draw)).drawn
+    return (await pipeline.segment(Photo(upload, None, prompt), draw, waits=waits)).drawn
 
 
 async def read_json(request: Request, kind: type[Body], max_bytes: int, max_values: int) -> Body:

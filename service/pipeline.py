@@ -68,6 +68,7 @@ class Pipeline(ABC):
         self.limits = PhotoLimits(settings.max_pixels, settings.max_frames)
         self.settings = settings
         self.in_flight = 0
+        self._places = asyncio.Semaphore(settings.queue_size)
         self.batch_room = asyncio.Semaphore(max(1, settings.queue_size // 2))
         """Entered around each photo of a request with many: they wait for each other rather than fill the queue, and
         half of it is left to requests with one."""
@@ -128,16 +129,23 @@ class Pipeline(ABC):
         photo: Photo,
         draw: Callable[[Prepared, Prediction], Drawn],
         stages: list[Stage] | None = None,
+        *,
+        waits: bool = False,
     ) -> Segmented[Drawn]:
         """Segment `photo` and `draw` its answer, within the deadline.
 
-        stages: is told of each stage as it ends, also where the photo gets no answer. Raises the Problem that fits:
-        all that can be refused is refused before the queue.
+        stages: is told of each stage as it ends, also where the photo gets no answer. waits: while the model holds all
+        it may, for up to `max_queue_s`, instead of being refused at once. Raises the Problem that fits: all that can be
+        refused is refused before the queue.
         """
         own: list[Stage] = []
         outcome = InternalError.slug
         try:
-            segmented = await self._segment(photo, draw, own)
+            await self._take_place(own, waits)
+            try:
+                segmented = await self._segment(photo, draw, own)
+            finally:
+                self._leave_place()
             outcome = OK
         except asyncio.CancelledError:
             outcome = CANCELLED
@@ -155,7 +163,7 @@ class Pipeline(ABC):
         self, photo: Photo, draw: Callable[[Prepared, Prediction], Drawn], stages: list[Stage]
     ) -> Segmented[Drawn]:
         deadline = time.monotonic() + self.settings.deadline_s
-        with self._admit(), self.problems(deadline):
+        with self.problems(deadline):
             async with asyncio.timeout(self.settings.deadline_s):
                 try:
                     prepared = await self._in_pool(
@@ -218,11 +226,7 @@ class Pipeline(ABC):
         except QueueFullError as error:
             raise self._overloaded(error.retry_after_s) from error
         except QueueTimeoutError as error:
-            raise Overloaded(
-                f"got no turn with {self.name} within {self.settings.max_queue_s:g} s; "
-                f"try again in {error.retry_after_s} s",
-                headers={"Retry-After": str(error.retry_after_s)},
-            ) from error
+            raise self._no_turn(error.retry_after_s) from error
         except OutOfDeviceMemoryError as error:
             raise self._out_of_memory() from error
         except BatcherClosedError as error:
@@ -236,7 +240,7 @@ class Pipeline(ABC):
 
     def check_room(self) -> None:
         """Raise Overloaded while the model holds all it may; asked before a body is read, so that it costs little."""
-        if self.in_flight >= self.settings.queue_size:
+        if self._places.locked():
             self._metrics.count_photo(Overloaded.slug, [])
             raise self._overloaded(self.retry_after_s())
 
@@ -245,22 +249,41 @@ class Pipeline(ABC):
         if self.fault is not None:
             raise not_ready(f"{self.name} does not answer at present; try again in 5 s", retry_after_s=5)
 
-    @contextmanager
-    def _admit(self) -> Iterator[None]:
-        """Count a request in, unless the model hangs, or others came first while its body was read."""
+    async def _take_place(self, stages: list[Stage], waits: bool) -> None:
+        """Count a photo in, unless the model hangs, or others came first while its body was read.
+
+        waits: for them, in the order of asking; nobody is let in before who waits.
+        """
         self.check_health()
-        if self.in_flight >= self.settings.queue_size:
-            raise self._overloaded(self.retry_after_s())
+        if self._places.locked():
+            if not waits:
+                raise self._overloaded(self.retry_after_s())
+            asked_at = time.perf_counter()
+            try:
+                async with asyncio.timeout(self.settings.max_queue_s):
+                    await self._places.acquire()
+            except TimeoutError as error:
+                raise self._no_turn(self.retry_after_s()) from error
+            finally:
+                stages.append(Stage(QUEUE, asked_at, time.perf_counter()))
+        else:
+            await self._places.acquire()
         self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+
+    def _leave_place(self) -> None:
+        self.in_flight -= 1
+        self._places.release()
 
     def _overloaded(self, retry_after_s: int) -> Overloaded:
         return Overloaded(
             f"got one request more than the {self.settings.queue_size} that {self.name} holds; "
             f"try again in {retry_after_s} s",
+            headers={"Retry-After": str(retry_after_s)},
+        )
+
+    def _no_turn(self, retry_after_s: int) -> Overloaded:
+        return Overloaded(
+            f"got no turn with {self.name} within {self.settings.max_queue_s:g} s; try again in {retry_after_s} s",
             headers={"Retry-After": str(retry_after_s)},
         )
 

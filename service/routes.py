@@ -162,7 +162,7 @@ async def segment_batch(request: Request, pipeline: OpenPipelineDep) -> Response
 
     async def segment_one(data: bytes) -> Segmented[Drawing]:
         async with pipeline.batch_room:
-            return await pipeline.segment(Photo(data, None, prompt), draw)
+            return await pipeline.segment(Photo(data, None, prompt), draw, waits=True)
 
     finished = segment_all(uploads, segment_one, max_at_once=4 * pipeline.photos_together * settings.streams)
 

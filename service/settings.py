@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(0.0, ge=0, le=10)
     """How long an idle device waits for a batch to fill; 0 never waits."""
     queue_size: int = Field(128, ge=1)
-    """Requests one model holds, from decoding to drawing; more are refused with 503."""
+    """Photos one model holds, from decoding to drawing; more are refused with 503; those of a batch wait."""
     max_queue_s: float = Field(15.0, gt=0)
     """Seconds that a photo may wait for its turn with a model; later is 503."""
     deadline_s: float = Field(30.0, gt=0)

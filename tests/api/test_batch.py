@@ -6,6 +6,10 @@ import io
 import json
 import weakref
 import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,6 +21,7 @@ from models.checkpoint import Checkpoint
 from service.app import create_app
 from service.batches import entry_names, segment_all
 from service.forms import Upload
+from service.pipeline import Pipeline
 from service.settings import Settings
 from tests.fakes import BrokenModel, StuckModel, TextModel, asgi_scope, encode, picture, read, until
 
@@ -101,6 +106,75 @@ async def test_batches_leave_room_for_each_other_and_for_single_photos(
         assert single.status_code == 200
         for batch in batches:
             assert all(line.get("segments") for line in lines(await batch))
+
+
+@dataclass(frozen=True)
+class Saturated:
+    client: httpx.AsyncClient
+    pipeline: Pipeline
+    model: StuckModel
+    single: Callable[[], Awaitable[httpx.Response]]
+    held: list[asyncio.Task[httpx.Response]]
+
+
+@asynccontextmanager
+async def saturated(settings: Settings, checkpoints: list[Checkpoint]) -> AsyncIterator[Saturated]:
+    """A client of a server of which single photos hold both places that the stuck model has."""
+    app = create_app(settings.model_copy(update={"queue_size": 2}), checkpoints)
+    model = next(each.model for each in checkpoints if isinstance(each.model, StuckModel))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        model.is_free.clear()
+        try:
+            single = partial(client.post, "/segment/stuck", files={"image": PHOTOS[0][1]})
+            held = [asyncio.ensure_future(single()) for _ in range(2)]
+            pipeline = app.state.service.pipelines["stuck"]
+            await until(lambda: pipeline.in_flight == 2)
+            yield Saturated(client, pipeline, model, single, held)
+        finally:
+            model.is_free.set()
+
+
+async def test_photos_of_a_batch_wait_for_a_place(settings: Settings, checkpoints: list[Checkpoint]) -> None:
+    async with saturated(settings, checkpoints) as server:
+        batch = asyncio.ensure_future(post(server.client, "stuck", [PHOTOS[0], PHOTOS[2]] * 3))
+        await until(lambda: server.pipeline.batch_room.locked())
+        assert not batch.done()
+        assert (await server.single()).status_code == 503
+        server.held[0].cancel()
+        await asyncio.wait({server.held[0]})
+        assert (await server.single()).status_code == 503  # the place is for who has waited
+        assert server.pipeline.in_flight == 2
+        server.model.is_free.set()
+        assert (await server.held[1]).status_code == 200
+        assert [line["index"] for line in lines(await batch) if "segments" in line] == list(range(6))
+        assert server.pipeline.in_flight == 0
+        assert (await server.single()).status_code == 200
+
+
+async def test_photos_of_a_batch_wait_no_longer_than_in_the_queue(
+    settings: Settings, checkpoints: list[Checkpoint]
+) -> None:
+    brief = settings.model_copy(update={"max_queue_s": 0.2})
+    async with saturated(brief, checkpoints) as server:
+        found = lines(await post(server.client, "stuck", [PHOTOS[0], PHOTOS[2]]))
+        for line in found:
+            assert line["problem"]["type"] == "/problems/overloaded"
+            assert "got no turn with stuck within 0.2 s; try again in" in line["problem"]["detail"]
+
+
+async def test_a_batch_whose_client_leaves_waits_no_more(settings: Settings, checkpoints: list[Checkpoint]) -> None:
+    async with saturated(settings, checkpoints) as server:
+        batch = asyncio.ensure_future(post(server.client, "stuck", [PHOTOS[0], PHOTOS[2]]))
+        await until(lambda: server.pipeline.batch_room.locked())
+        batch.cancel()
+        await asyncio.wait({batch})
+        await until(lambda: not server.pipeline.batch_room.locked())
+        server.model.is_free.set()
+        assert {(await held).status_code for held in server.held} == {200}
+        assert (await server.single()).status_code == 200
 
 
 async def test_a_photo_is_let_go_once_it_is_answered() -> None:
