@@ -68,6 +68,7 @@ class Pipeline(ABC):
         self.limits = PhotoLimits(settings.max_pixels, settings.max_frames)
         self.settings = settings
         self.in_flight = 0
+        """Photos that hold a place; of a hub, those of its fronts."""
         self._places = asyncio.Semaphore(settings.queue_size)
         self.batch_room = asyncio.Semaphore(max(1, settings.queue_size // 2))
         """Entered around each photo of a request with many: they wait for each other rather than fill the queue, and
