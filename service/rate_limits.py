@@ -9,6 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_ROUNDING = 1e-6
+"""Of an interval: sums of intervals, and differences of times, carry errors below it. Without it a full bucket could
+lack its last request, and an empty one could want a second more than the whole window."""
+
 
 @dataclass(frozen=True)
 class Quota:
@@ -59,7 +63,11 @@ class RateLimiter:
         """Where `client` stands, nothing taken."""
         missing_s = max(0.0, self._full_at.get(client, 0.0) - self._clock())
         interval_s = quota.window_s / quota.requests
-        # Sums of intervals carry rounding errors of this order; without it a full bucket could lack its last request.
-        remaining = max(0, math.floor((quota.window_s - missing_s) / interval_s + 1e-6))
+        remaining = max(0, math.floor((quota.window_s - missing_s) / interval_s + _ROUNDING))
         wait_s = missing_s + interval_s - quota.window_s if remaining == 0 else 0.0
-        return Allowance(remaining, math.ceil(missing_s), math.ceil(wait_s))
+        error_s = _ROUNDING / 2 * interval_s  # half: who waits for as long as was said must find a request there
+        return Allowance(remaining, _whole_seconds(missing_s - error_s), _whole_seconds(wait_s - error_s))
+
+
+def _whole_seconds(seconds: float) -> int:
+    return max(0, math.ceil(seconds))
