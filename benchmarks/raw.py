@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch.utils.data import default_collate
 
 from benchmarks.contestants import float_precisions
@@ -21,6 +20,7 @@ from benchmarks.processes import ROOT, plain_environment
 from benchmarks.requests import read_photos
 from benchmarks.study import INT8, int8_path
 from models.checkpoint import load_checkpoint
+from models.engine import join_rows
 from models.prompts import PointPrompt, Prompt, PromptKind, PromptTensors, TextPrompt
 from service.app import create_app
 from service.predictor import Predictor, Row
@@ -143,7 +143,7 @@ def _measure_one(run: RawRun, predictor: Predictor, uploads: list[bytes]) -> Raw
 
     ready, engine = prepare(0), predictor.engine
     engine.example_run(run.batch_size)()
-    squares = torch.stack([row.image for row in ready if row.image is not None]).to(engine.device)
+    squares = join_rows([row.image for row in ready if row.image is not None]).to(engine.device)
     prompts: PromptTensors = default_collate([row.prompt for row in ready])
 
     def forward(start: int) -> None:

@@ -256,20 +256,23 @@ class Pipeline(ABC):
         waits: for them, in the order of asking; nobody is let in before who waits.
         """
         self.check_health()
-        if self._places.locked():
-            if not waits:
-                raise self._overloaded(self.retry_after_s())
-            asked_at = time.perf_counter()
-            try:
-                async with asyncio.timeout(self.settings.max_queue_s):
-                    await self._places.acquire()
-            except TimeoutError as error:
-                raise self._no_turn(self.retry_after_s()) from error
-            finally:
-                stages.append(Stage(QUEUE, asked_at, time.perf_counter()))
-        else:
+        if not self._places.locked():
             await self._places.acquire()
+        elif waits:
+            await self._wait_for_place(stages)
+        else:
+            raise self._overloaded(self.retry_after_s())
         self.in_flight += 1
+
+    async def _wait_for_place(self, stages: list[Stage]) -> None:
+        asked_at = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.settings.max_queue_s):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise self._no_turn(self.retry_after_s()) from error
+        finally:
+            stages.append(Stage(QUEUE, asked_at, time.perf_counter()))
 
     def _leave_place(self) -> None:
         self.in_flight -= 1
