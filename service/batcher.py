@@ -84,6 +84,7 @@ class _Entry(Generic[Item, Result]):
     deadline: float
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[Batched[Result]]"
+    counts: bool
     queued_at: float = field(default_factory=time.monotonic)
     is_gone: bool = False
     """Set on the event loop once the caller waits no more; workers skip such entries."""
@@ -160,19 +161,22 @@ class Batcher(Generic[Item, Result]):
     def __len__(self) -> int:
         return len(self._queue)
 
-    async def submit(self, item: Item, deadline: float = math.inf, max_queue_s: float = math.inf) -> Batched[Result]:
+    async def submit(
+        self, item: Item, deadline: float = math.inf, max_queue_s: float = math.inf, *, counts: bool = True
+    ) -> Batched[Result]:
         """The result of `item`, run in some batch.
 
-        deadline: on the clock of `time.monotonic()`. Raises QueueFullError at once, QueueTimeoutError where the item
-        has not begun within `max_queue_s`, DeadlineExceededError when the deadline passes, BatcherClosedError after
-        `close`, and whatever `run` raises for this item.
+        deadline: on the clock of `time.monotonic()`. counts: towards `queue_size`; one that does not is never refused
+        for it, and the caller bounds how many such there are. Raises QueueFullError at once, QueueTimeoutError where
+        the item has not begun within `max_queue_s`, DeadlineExceededError when the deadline passes, BatcherClosedError
+        after `close`, and whatever `run` raises for this item.
         """
         loop = asyncio.get_running_loop()
-        entry: _Entry[Item, Result] = _Entry(item, deadline, loop, loop.create_future())
+        entry: _Entry[Item, Result] = _Entry(item, deadline, loop, loop.create_future(), counts)
         with self._changed:
             if self._is_closed:
                 raise BatcherClosedError("the batcher takes no more items")
-            if len(self._queue) >= self.queue_size:
+            if counts and self._is_full():
                 raise QueueFullError(self.queue_size, self.retry_after_s())
             self._queue[id(entry)] = entry
             self._changed.notify()
@@ -193,6 +197,11 @@ class Batcher(Generic[Item, Result]):
                 self._queue.pop(id(entry), None)
             if entry.future.done() and not entry.future.cancelled():
                 entry.future.exception()  # counts as retrieved, also when the caller was cancelled just now
+
+    def _is_full(self) -> bool:
+        if len(self._queue) < self.queue_size:  # as a rule: nothing to be counted
+            return False
+        return sum(entry.counts for entry in self._queue.values()) >= self.queue_size
 
     def _give_up(self, entry: _Entry[Item, Result]) -> None:
         """Fail an entry that still waits for a worker."""

@@ -58,10 +58,10 @@ class DevicePipeline(Pipeline):
         """Decode and letterbox a photo, or find its features."""
         return self.predictor.prepare(upload, image_id, prompt)
 
-    async def submit(self, prepared: Prepared, deadline: float) -> Batched[Prediction]:
+    async def submit(self, prepared: Prepared, deadline: float, waits: bool) -> Batched[Prediction]:
         """The prediction for a row that `prepare` gave. Raises what the batcher raises."""
         assert isinstance(prepared, Row)
-        return await self.batcher.submit(prepared, deadline, self.settings.max_queue_s)
+        return await self.batcher.submit(prepared, deadline, self.settings.max_queue_s, counts=not waits)
 
     def retry_after_s(self) -> int:
         """Whole seconds, at least 1, until about half of the queue is done."""

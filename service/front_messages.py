@@ -66,6 +66,8 @@ class PhotoAsk:
     prompt: Prompt
     deadline: float
     """On the clock of `time.monotonic()`, which all processes of a machine share."""
+    waits: bool
+    """Whether it waits where others are refused, as for `Pipeline.segment`."""
     slot: int | None
     """Where the scores may be put; None where all slots were taken, or are too small."""
     is_in_slot: bool

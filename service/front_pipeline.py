@@ -77,7 +77,7 @@ class FrontPipeline(Pipeline):
         self.facts.check_prompt(prompt)
         return ReadPhoto(digest, upload, Letterbox(original_size, self.facts.image_size), prompt, planes)
 
-    async def submit(self, prepared: Prepared, deadline: float) -> Batched[Prediction]:
+    async def submit(self, prepared: Prepared, deadline: float, waits: bool) -> Batched[Prediction]:
         """The hub's prediction for a photo that `prepare` gave."""
         assert isinstance(prepared, ReadPhoto)
         planes, upload = prepared.planes, prepared.upload if self.facts.keeps_images else b""
@@ -92,6 +92,7 @@ class FrontPipeline(Pipeline):
             original_size=prepared.letterbox.original_size,
             prompt=prepared.prompt,
             deadline=deadline,
+            waits=waits,
             slot=slot,
             is_in_slot=slot is not None and planes is not None,
             planes=planes if slot is None else None,

@@ -115,7 +115,7 @@ class FrontSession:
         pipeline.metrics.count_lookup(row.was_held)
         pipeline.check_health()
         with pipeline.problems(ask.deadline):
-            batched = await pipeline.submit(row, ask.deadline)
+            batched = await pipeline.submit(row, ask.deadline, ask.waits)
         prediction = batched.result
         scores = prediction.logits.numpy()
         if ask.slot is not None and scores.nbytes <= self._slots.size:

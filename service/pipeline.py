@@ -89,10 +89,10 @@ class Pipeline(ABC):
         """Read and check a photo, or find an earlier one by `image_id`, on an image thread. Raises Problem."""
 
     @abstractmethod
-    async def submit(self, prepared: Prepared, deadline: float) -> Batched[Prediction]:
+    async def submit(self, prepared: Prepared, deadline: float, waits: bool) -> Batched[Prediction]:
         """The prediction for what `prepare` gave.
 
-        deadline: on the clock of `time.monotonic()`. Raises Problem.
+        deadline: on the clock of `time.monotonic()`. waits: as for `segment`. Raises Problem.
         """
 
     @abstractmethod
@@ -144,7 +144,7 @@ class Pipeline(ABC):
         try:
             await self._take_place(own, waits)
             try:
-                segmented = await self._segment(photo, draw, own)
+                segmented = await self._segment(photo, draw, own, waits)
             finally:
                 self._leave_place()
             outcome = OK
@@ -161,7 +161,7 @@ class Pipeline(ABC):
         return segmented
 
     async def _segment(
-        self, photo: Photo, draw: Callable[[Prepared, Prediction], Drawn], stages: list[Stage]
+        self, photo: Photo, draw: Callable[[Prepared, Prediction], Drawn], stages: list[Stage], waits: bool
     ) -> Segmented[Drawn]:
         deadline = time.monotonic() + self.settings.deadline_s
         with self.problems(deadline):
@@ -175,7 +175,7 @@ class Pipeline(ABC):
                     raise
                 if prepared.was_held is not None:
                     self._metrics.count_lookup(prepared.was_held)
-                batched = await self._in_batch(stages, prepared, deadline)
+                batched = await self._in_batch(stages, prepared, deadline, waits)
                 drawn = await self._in_pool(stages, DRAW, draw, prepared, batched.result)
         seconds = sum_seconds(stages)
         seconds["encode"] = batched.result.encode_s
@@ -207,11 +207,13 @@ class Pipeline(ABC):
             if started_at:
                 stages.append(Stage(name, begun_at, ended_at))
 
-    async def _in_batch(self, stages: list[Stage], prepared: Prepared, deadline: float) -> Batched[Prediction]:
+    async def _in_batch(
+        self, stages: list[Stage], prepared: Prepared, deadline: float, waits: bool
+    ) -> Batched[Prediction]:
         """`submit`; a prediction that never comes counts as waiting all the while."""
         asked_at = time.perf_counter()
         try:
-            batched = await self.submit(prepared, deadline)
+            batched = await self.submit(prepared, deadline, waits)
         except BaseException:
             stages.append(Stage(QUEUE, asked_at, time.perf_counter()))
             raise

@@ -195,6 +195,8 @@ async def test_problems_of_the_hub_are_the_fronts(ends: Ends, checkpoints: list[
     with pytest.raises(Overloaded) as caught:
         await ends.by_front("colour", fresh(1))
     assert caught.value.headers == {"Retry-After": "1"}
+    of_a_batch = await ends.pipelines["colour"].segment(fresh(1), scores, waits=True)
+    assert of_a_batch.drawn.shape == (3, 32, 32)
     hub.batcher.queue_size = 8
     broken = next(each.model for each in checkpoints if isinstance(each.model, BrokenModel))
     broken.is_broken = True

@@ -153,7 +153,7 @@ async def test_each_stream_has_as_many_passes_under_way_as_its_engine_wants(
 
         monkeypatch.setattr(pipeline.predictor.engine, "encode", encode_together)
         rows = [pipeline.prepare(encode(picture(seed=seed)), None, None) for seed in range(3)]
-        await asyncio.gather(*(pipeline.submit(row, math.inf) for row in rows))
+        await asyncio.gather(*(pipeline.submit(row, math.inf, waits=False) for row in rows))
 
 
 @pytest.mark.anyio

@@ -328,6 +328,23 @@ async def test_an_item_that_gets_no_turn_in_time_leaves_and_one_that_has_begun_s
     assert [1] not in gate.batches
 
 
+async def test_items_that_do_not_count_are_queued_beyond_its_size_and_leave_the_places_to_others() -> None:
+    gate = Gate()
+    batcher = make(gate, queue_size=2)
+    first = await hold(gate, batcher)
+    free = [asyncio.ensure_future(batcher.submit(item, counts=False)) for item in (1, 2, 3)]
+    counted = [asyncio.ensure_future(batcher.submit(item)) for item in (4, 5)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError):
+        await batcher.submit(6)
+    free.append(asyncio.ensure_future(batcher.submit(7, counts=False)))
+    await asyncio.sleep(0)
+    gate.is_open.set()
+    assert [answer.result for answer in await asyncio.gather(*free, *counted)] == [2, 4, 6, 14, 8, 10]
+    await first
+    await batcher.close()
+
+
 async def test_one_more_than_the_queue_holds_is_refused_at_once() -> None:
     gate = Gate()
     batcher = make(gate, queue_size=2)
