@@ -9,6 +9,7 @@ import http
 import json
 import logging
 import uuid
+from collections import OrderedDict
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,9 +25,15 @@ class BoundedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with limits on connections, headers, and the time of everything that the app does not see."""
 
     settings: ClassVar[Settings]
+    idle: "ClassVar[OrderedDict[BoundedProtocol, None]]"
+    """Connections without a request, from the one that has been so longest."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection, unless there are as many as there may be: then it is dropped without a word."""
+        """Take the connection.
+
+        Where there are as many as there may be, the one that has been idle longest is closed for it, or where none is
+        idle, it is dropped without a word.
+        """
         super().connection_made(JoinedWrites(transport, self.loop))
         self._clock: asyncio.TimerHandle | None = None
         self._write_clock: asyncio.TimerHandle | None = None
@@ -36,13 +43,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_whole = True
         self._is_refused = False
         if len(self.connections) > self.settings.max_connections:
-            logger.warning("dropped a connection: got one more than %d", self.settings.max_connections)
-            transport.abort()
-            return
+            if not self.idle:
+                logger.warning("dropped a connection: got one more than %d", self.settings.max_connections)
+                transport.abort()
+                return
+            self.idle.popitem(last=False)[0].transport.close()
         self._await_headers()
+        self.idle[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
+        self.idle.pop(self, None)
         self._stop_clock()
         self._stop_write_clock()
         super().connection_lost(exc)
@@ -59,13 +70,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._header_bytes += len(data)
             if self._header_bytes > self.settings.max_header_bytes:
                 self._refuse_headers()
-        is_idle = self._is_whole and (self.cycle is None or self.cycle.response_complete)
-        if self._clock is None and (self._is_within_headers or is_idle):
+        has_stray_bytes = self._has_no_request and self.timeout_keep_alive_task is None
+        if self._clock is None and (self._is_within_headers or has_stray_bytes):
             self._await_headers()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self.idle.pop(self, None)
         self._is_within_headers = True
         self._is_whole = False
 
@@ -103,10 +115,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_whole = True
         if not self._is_refused:
             super().on_message_complete()
+        self._note_idleness()
 
     def on_response_complete(self) -> None:
         """The answer is whole. A body that nobody wants any more may not go on coming for long."""
         super().on_response_complete()
+        self._note_idleness()
         if not self._is_whole and not self.transport.is_closing():
             self._stop_clock()
             self._clock = self.loop.call_later(self.settings.header_timeout_s, self._close_unless_whole)
@@ -128,6 +142,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def _advance(self) -> None:
         self._has_advanced = True
         self._header_bytes = 0
+
+    @property
+    def _has_no_request(self) -> bool:
+        return self._is_whole and (self.cycle is None or self.cycle.response_complete)
+
+    def _note_idleness(self) -> None:
+        """A request has ended, or its answer: whichever ends last leaves the connection idle."""
+        if not self._has_no_request or self.transport.is_closing():
+            return
+        self.idle[self] = None
+        self._stop_clock()
+        if self.timeout_keep_alive_task is None:  # uvicorn's ended with the bytes that came after the answer
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _await_headers(self) -> None:
         self._clock = self.loop.call_later(self.settings.header_timeout_s, self._close_unless_headers)
@@ -206,5 +235,5 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
     """The protocol with the limits of `settings`; uvicorn makes one object of it for each connection."""
-    members: dict[str, Any] = {"settings": settings}
+    members: dict[str, Any] = {"settings": settings, "idle": OrderedDict()}
     return type("BoundedProtocol", (BoundedProtocol,), members)

@@ -124,7 +124,10 @@ class Settings(BaseSettings):
     """Addresses of proxies whose X-Forwarded-For tells the caller's address."""
 
     max_connections: int = Field(4096, ge=1)
-    """Open connections; more are dropped without an answer."""
+    """Open connections; one more takes the place of the one that has been idle longest, or is dropped."""
+    keep_alive_s: int = Field(75, ge=1)
+    """Seconds that a connection may be idle between two requests. Set it above the time for which clients and the
+    balancer before them keep one: a request that meets its closing is lost, and few send a POST again."""
     max_header_bytes: int = Field(32 << 10, ge=256)
     """Request line and headers; more is 431."""
     header_timeout_s: float = Field(10.0, gt=0)

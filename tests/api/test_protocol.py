@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.protocol import bounded_protocol
+from service.protocol import BoundedProtocol, bounded_protocol
 from service.server import OperationServer, server_config
 from service.settings import Settings
+from tests.fakes import until
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +83,27 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
         with suppress(ConnectionError):
             return await reader.read()
         return b""
+
+
+def patient(**settings: Any) -> Settings:
+    """`SETTINGS` with more time for headers than any test takes."""
+    return SETTINGS.model_copy(update={"header_timeout_s": 60.0} | settings)
+
+
+async def until_connected(server: uvicorn.Server, count: int) -> None:
+    await until(lambda: len(server.server_state.connections) == count)
+
+
+def idle_connections(server: uvicorn.Server) -> int:
+    protocol = server.config.http_protocol_class
+    assert issubclass(protocol, BoundedProtocol)
+    return len(protocol.idle)
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One request, answered."""
+    writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
 
 
 def problem(answer: bytes) -> dict[str, Any]:
@@ -209,18 +231,61 @@ async def test_what_is_no_http_is_a_problem_too(sent: bytes) -> None:
     assert (refused["type"], refused["status"]) == ("/problems/invalid-request", 400)
 
 
-async def test_one_connection_more_than_allowed() -> None:
-    async with serve(Echo()) as (port, server):
-        async with connect(port), connect(port), connect(port) as (reader, writer):
-            async with connect(port) as (fourth, _):
-                assert await rest(fourth) == b""
-            writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+async def test_one_connection_more_than_allowed_takes_the_place_of_the_one_idle_longest() -> None:
+    async with (
+        serve(Echo(), patient(max_connections=3)) as (port, server),
+        connect(port) as first,
+        connect(port) as second,
+        connect(port) as third,
+    ):
+        await until_connected(server, 3)
+        await ask(*first)  # from now on idle for less time than the second
+        async with connect(port) as fourth:
+            assert await rest(second[0]) == b""
+            for connection in (first, third, fourth):
+                await ask(*connection)
+        await until_connected(server, 2)
+        async with connect(port) as fifth:
+            for connection in (first, third, fifth):
+                await ask(*connection)
+
+
+async def test_where_none_is_idle_one_more_is_dropped() -> None:
+    async with (
+        serve(Echo(), patient(max_connections=2)) as (port, server),
+        connect(port) as (answer, slow),
+        connect(port) as (rest_of_second, begun),
+    ):
+        slow.write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+        begun.write(b"GET /length HT")
+        await until_connected(server, 2)
+        await until(lambda: not idle_connections(server))
+        async with connect(port) as (third, _):
+            assert await rest(third) == b""
+        assert b"200 OK" in await answer.readuntil(b"\r\n\r\n0")
+        begun.write(b"TP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200 OK" in await rest_of_second.readuntil(b"\r\n\r\n0")
+
+
+@pytest.mark.parametrize("is_early", [False, True], ids=["after the body", "before the body"])
+async def test_an_idle_connection_is_closed_in_the_end(is_early: bool) -> None:
+    async with serve(Echo(), patient(keep_alive_s=1)) as (port, _), connect(port) as (reader, writer):
+        writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n01234")
+        if is_early:
             assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
-        while server.server_state.connections:  # noqa: ASYNC110 - closed sockets leave in their own time
-            await asyncio.sleep(0.01)
-        async with connect(port) as (reader, writer):
-            writer.write(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"56789")
+        if not is_early:
             assert b"200 OK" in await reader.readuntil(b"\r\n\r\n0")
+        began_at = asyncio.get_running_loop().time()
+        assert await rest(reader) == b""
+        assert asyncio.get_running_loop().time() - began_at > 0.9
+
+
+async def test_an_idle_connection_has_longer_than_headers_may_take() -> None:
+    async with serve(Echo()) as (port, _), connect(port) as connection:
+        await ask(*connection)
+        await asyncio.sleep(0.5)
+        await ask(*connection)
 
 
 async def test_a_client_that_does_not_read_is_dropped() -> None:
