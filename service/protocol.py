@@ -26,7 +26,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     settings: ClassVar[Settings]
     idle: "ClassVar[OrderedDict[BoundedProtocol, None]]"
-    """Connections without a request, from the one that has been so longest."""
+    """Connections without a request, or with an answered last one, from the one that has been so longest."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection.
@@ -34,7 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
         Where there are as many as there may be, the one that has been idle longest is closed for it, or where none is
         idle, it is dropped without a word.
         """
-        super().connection_made(JoinedWrites(transport, self.loop))
+        super().connection_made(JoinedWrites(transport, self.loop, self._begin_to_linger))
         self._clock: asyncio.TimerHandle | None = None
         self._write_clock: asyncio.TimerHandle | None = None
         self._header_bytes = 0
@@ -42,6 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._has_advanced = False
         self._is_whole = True
         self._is_refused = False
+        self._has_lingered = False
         if len(self.connections) > self.settings.max_connections:
             if not self.idle:
                 logger.warning("dropped a connection: got one more than %d", self.settings.max_connections)
@@ -63,6 +64,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
         Trailers and what else may stand between a body's chunks count like headers: the app never sees their bytes.
         """
+        if self._has_lingered:
+            return
         began_within_headers, self._has_advanced = self._is_within_headers, False
         super().data_received(data)
         is_between_chunks = not (self._is_whole or began_within_headers or self._has_advanced)
@@ -158,6 +161,18 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def _begin_to_linger(self) -> bool:
+        """Whether the connection, which has answered its last, is still read for a while: the client is sending."""
+        is_body_coming = not self._is_whole and not self._is_within_headers
+        if self._has_lingered or not (is_body_coming or self._is_refused):
+            return False
+        self._has_lingered = True
+        self._stop_clock()
+        self._clock = self.loop.call_later(self.settings.header_timeout_s, self.transport.close)
+        self.idle[self] = None
+        self.flow.resume_reading()
+        return True
+
     def _await_headers(self) -> None:
         self._clock = self.loop.call_later(self.settings.header_timeout_s, self._close_unless_headers)
 
@@ -171,6 +186,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _close_unless_whole(self) -> None:
         self._clock = None
         if not self._is_whole:
+            self._has_lingered = True
             self.transport.close()
 
     def _watch_writing(self, left_bytes: int) -> None:

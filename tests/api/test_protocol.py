@@ -340,6 +340,30 @@ async def test_a_body_that_nobody_wants_ends_soon() -> None:
             await asyncio.sleep(0.05)
 
 
+UPLOAD = b"POST /nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10000000\r\n\r\n"
+
+
+@pytest.mark.parametrize(("begun", "status"), [(UPLOAD, 200), (b"?\r\n", 400)], ids=["a body", "no HTTP"])
+async def test_a_last_answer_reaches_a_client_that_is_still_sending(begun: bytes, status: int) -> None:
+    async with serve(Echo(), patient()) as (port, server), connect(port) as (reader, writer):
+        writer.write(begun)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        for _ in range(50):  # fails once the connection is reset
+            writer.write(bytes(100_000))
+            await writer.drain()
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert len(server.server_state.connections) == 1
+        writer.close()
+        await until_connected(server, 0)
+
+
+async def test_one_that_does_not_end_is_closed_in_the_end() -> None:
+    async with serve(Echo()) as (port, server), connect(port) as (reader, writer):
+        writer.write(UPLOAD)
+        assert (await rest(reader)).startswith(b"HTTP/1.1 200 OK")
+        await until_connected(server, 0)
+
+
 async def test_one_that_ends_leaves_the_connection_open() -> None:
     async with serve(Echo()) as (port, _), connect(port) as (reader, writer):
         writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n01234")
