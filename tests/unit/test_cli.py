@@ -80,18 +80,20 @@ def test_serve_says_once_where_masks_take_longer(
     assert result.stderr.count("petseg was installed without a C compiler") == lines
 
 
-def test_a_stop_during_the_start_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Process 1 of a container is not ended by a signal that nobody handles."""
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_during_the_start_ends_it(monkeypatch: pytest.MonkeyPatch, sign: signal.Signals, code: int) -> None:
+    """Process 1 of a container is not ended by a signal that nobody handles, and a Ctrl-C wants no trace."""
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(sys, "argv", ["petseg", "serve"])
-    monkeypatch.setattr(cli, "app", lambda prog_name: signal.raise_signal(signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", lambda prog_name: signal.raise_signal(sign))
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         __main__.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert codes == [0]
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert codes == [code]
 
 
 def test_lines_say_whether_the_prompt_may_be_left_out(tmp_path: Path) -> None:
