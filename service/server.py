@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import Context
 from types import FrameType
@@ -32,6 +33,9 @@ device's threads would often stand still behind the event loop."""
 
 LAST_RESORT_S = 10.0
 """Seconds beyond all deadlines after which the process ends whatever still hangs."""
+
+HELPERS = 8
+"""Threads beside the event loop that read files, join large forms and write figures."""
 
 
 class OperationServer(uvicorn.Server):
@@ -88,6 +92,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Warm up and listen, then call `on_start`."""
+        await start_helpers()
         freeze_objects()
         await super().startup(sockets)
         if self._on_start is not None:
@@ -142,6 +147,16 @@ class Server(uvicorn.Server):
                 self.config.timeout_graceful_shutdown = max(1, math.ceil(service.drain_left_s))
                 self.should_exit = True
         return await super().on_tick(counter)
+
+
+async def start_helpers() -> None:
+    """Start all threads behind `asyncio.to_thread` at once.
+
+    By itself one more would start whenever all others happen to be busy: what a process holds would grow for days.
+    """
+    executor, have_met = ThreadPoolExecutor(HELPERS, thread_name_prefix="helper"), threading.Barrier(HELPERS)
+    asyncio.get_running_loop().set_default_executor(executor)
+    await asyncio.gather(*(asyncio.to_thread(have_met.wait) for _ in range(HELPERS)))
 
 
 def end_now() -> None:

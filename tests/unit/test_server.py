@@ -1,6 +1,9 @@
 """When the server begins to stop, goes on listening, and ends."""
 
+import asyncio
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +13,7 @@ from fastapi import FastAPI
 
 from service import pipeline, server
 from service.pipeline import Pipeline, Service
-from service.server import Server
+from service.server import HELPERS, Server, start_helpers
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -131,3 +134,11 @@ async def test_new_work_is_refused_for_a_while_before_the_port_closes(monkeypatc
     running, _ = make()
     running.handle_exit(signal.SIGTERM, None)
     assert not await running.on_tick(1)
+
+
+async def test_all_helpers_start_at_once() -> None:
+    before = threading.active_count()
+    await start_helpers()
+    assert threading.active_count() == before + HELPERS
+    await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.01) for _ in range(3 * HELPERS)))
+    assert threading.active_count() == before + HELPERS
