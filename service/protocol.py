@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.answer_transport import AnswerTransport
 from service.errors import MEDIA_TYPE, HeadersTooLarge, InvalidRequest, Problem
-from service.joined_writes import JoinedWrites
 from service.settings import Settings
 
 logger = logging.getLogger("petseg.connections")
@@ -34,7 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
         Where there are as many as there may be, the one that has been idle longest is closed for it, or where none is
         idle, it is dropped without a word.
         """
-        super().connection_made(JoinedWrites(transport, self.loop, self._begin_to_linger))
+        super().connection_made(AnswerTransport(transport, self.loop, self._begin_to_linger))
         self._clock: asyncio.TimerHandle | None = None
         self._write_clock: asyncio.TimerHandle | None = None
         self._header_bytes = 0

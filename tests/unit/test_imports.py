@@ -79,7 +79,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "direct_routes",
     "openapi",
     "admission",
-    "joined_writes",
+    "answer_transport",
     "protocol",
     "middleware",
     "security_headers",

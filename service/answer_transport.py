@@ -1,7 +1,7 @@
-"""A connection's transport that sends an answer's head together with the first part of its body, and closes with care.
+"""A connection's transport as answers want it: a head leaves with its body, and no answer is lost by closing.
 
-Uvicorn writes them apart, and uvloop hands each write to the kernel at once: a second system call, a second packet and
-a second wake-up of the client for each answer, which cost more than all of the app's own work on the answer.
+Uvicorn writes a head and a body apart, and uvloop hands each write to the kernel at once: a second system call, a
+second packet and a second wake-up of the client for each answer, which cost more than all of the app's own work on it.
 
 Uvicorn closes a connection as soon as its last answer is written. While a client still sends its body that resets the
 connection, and it may lose an answer that it has not read yet: so the sending half is closed alone (RFC 9112, 9.6).
@@ -14,7 +14,7 @@ from typing import Any
 _HEAD_BEGINS, _HEAD_ENDS = b"HTTP/1.1 ", b"\r\n\r\n"
 
 
-class JoinedWrites(asyncio.Transport):
+class AnswerTransport(asyncio.Transport):
     """Holds back what looks like a head, at most until the event loop's next turn; all else passes as it comes."""
 
     def __init__(
