@@ -5,6 +5,8 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -229,6 +231,42 @@ async def test_what_is_no_http_is_a_problem_too(sent: bytes) -> None:
         writer.write(sent)
         refused = problem(await rest(reader))
     assert (refused["type"], refused["status"]) == ("/problems/invalid-request", 400)
+
+
+CONVERSATION = {
+    b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n": 0,
+    b"POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nabcde": 5,
+    b"POST /length HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n": 7,
+    b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nabcde": 0,
+    b"POST /nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\ntrailer: 1\r\n\r\n": 0,
+}
+LAST = b"POST /length HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc"
+
+
+async def converse(port: int, seed: int) -> None:
+    """Some requests on one connection, their bytes cut anywhere; each is answered once, in order."""
+    random = Random(seed)
+    requests = random.choices(list(CONVERSATION), k=random.randint(1, 5))
+    is_last = random.random() < 0.5
+    data = b"".join(requests) + LAST * is_last
+    cuts = [0, *sorted(random.sample(range(1, len(data)), random.randint(0, 6))), len(data)]
+    async with connect(port) as (reader, writer), asyncio.timeout(20):
+        for begin, end in pairwise(cuts):
+            writer.write(data[begin:end])
+            await asyncio.sleep(random.choice([0, 0, 0.001, 0.004]))
+        for length in [CONVERSATION[request] for request in requests] + [3] * is_last:
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+            assert await reader.readexactly(1) == str(length).encode()
+        if is_last:
+            assert await reader.read() == b""
+
+
+async def test_every_request_is_answered_once_however_its_bytes_come() -> None:
+    async with serve(Echo(), patient(max_connections=100)) as (port, server):
+        for seed in range(0, 400, 20):
+            await asyncio.gather(*(converse(port, seed + each) for each in range(20)))
+        await until_connected(server, 0)
+        assert idle_connections(server) == 0
 
 
 async def test_one_connection_more_than_allowed_takes_the_place_of_the_one_idle_longest() -> None:
