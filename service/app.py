@@ -34,7 +34,7 @@ from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.openapi import PetsegApp
 from service.pipeline import Service
-from service.predictor import KeptImage, Predictor, choose_device
+from service.predictor import KeptPhoto, Predictor, choose_device
 from service.priorities import call_yielding
 from service.reload import Reloader
 from service.routes import router
@@ -244,7 +244,7 @@ def build_predictors(
     """
     engines: EngineBuilder = app.state.engines
     settings: Settings = app.state.settings
-    none: EmbeddingCache[KeptImage] = EmbeddingCache(0)
+    none: EmbeddingCache[KeptPhoto] = EmbeddingCache(0)
     limits = PhotoLimits(settings.max_pixels, settings.max_frames)
     predictors = []
     for checkpoint in checkpoints:

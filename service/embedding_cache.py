@@ -5,6 +5,7 @@ Knows no model; the predictors keep features of photos in it.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -12,6 +13,9 @@ Value = TypeVar("Value")
 
 Key = tuple[str, str]
 """(digest of the encoder, sha256 of the upload): equal keys mean equal features."""
+
+NO_ENCODER = ""
+"""In the place of its digest, for what is left of an encoder that is served no more."""
 
 
 class EmbeddingCache(Generic[Value]):
@@ -49,6 +53,12 @@ class EmbeddingCache(Generic[Value]):
             self._entries.move_to_end(key)
             return entry[0]
 
+    def find_any(self, upload_digest: str) -> Value | None:
+        """What any encoder made of an upload, or `retire` left of it; None where nothing is held."""
+        with self._lock:  # all keys are looked at: for the rare upload of which no more is known
+            found = next((entry for (_, digest), entry in self._entries.items() if digest == upload_digest), None)
+        return None if found is None else found[0]
+
     def get_or_claim(self, key: Key) -> "Value | Future[Value | None] | None":
         """The value under `key`; or a future of it, where another thread is making it; or None, and it is claimed.
 
@@ -85,8 +95,9 @@ class EmbeddingCache(Generic[Value]):
 
     def _hold(self, key: Key, value: Value, size_bytes: int) -> None:
         with self._lock:
-            if key in self._entries:
-                self._bytes -= self._entries.pop(key)[1]
+            for stale in (key, (NO_ENCODER, key[1])):
+                if stale in self._entries:
+                    self._bytes -= self._entries.pop(stale)[1]
             if size_bytes > self.max_bytes:
                 return
             self._entries[key] = (value, size_bytes)
@@ -94,11 +105,21 @@ class EmbeddingCache(Generic[Value]):
             while self._bytes > self.max_bytes:
                 self._bytes -= self._entries.popitem(last=False)[1][1]
 
-    def forget(self, encoder_digest: str) -> None:
-        """Let go of all that this encoder made: it is not served any more."""
+    def retire(self, encoder_digest: str, reduce: Callable[[Value], tuple[Value, int]]) -> None:
+        """Hold what `reduce` leaves of all that this encoder made, and its size in bytes: it is not served any more.
+
+        Nothing of uploads of which another encoder's values are held.
+        """
         with self._lock:
-            for key in [key for key in self._entries if key[0] == encoder_digest]:
-                self._bytes -= self._entries.pop(key)[1]
+            others = {upload for encoder, upload in self._entries if encoder != encoder_digest}
+            entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+            for (encoder, upload), entry in self._entries.items():
+                if encoder != encoder_digest:
+                    entries[encoder, upload] = entry
+                elif upload not in others:
+                    entries[NO_ENCODER, upload] = reduce(entry[0])
+            self._entries = entries
+            self._bytes = sum(size for _, size in entries.values())
 
     def clear(self) -> None:
         """Forget everything."""

@@ -95,7 +95,7 @@ class ImageGone(Problem):
     """The image id is no longer (or was never) held."""
 
     slug, title, status = "image-gone", "Image no longer held", 410
-    about = "The server no longer holds the features of this image id, or never did. Send the image itself again."
+    about = "The server no longer holds the photo of this image id, or never did. Send the image itself again."
 
 
 class BodyTooLarge(Problem):

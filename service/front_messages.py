@@ -53,6 +53,16 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class FoundPhoto:
+    """One that the hub holds."""
+
+    upload: bytes
+    original_size: tuple[int, int]
+    has_features: bool
+    """If not, it must be read again."""
+
+
+@dataclass(frozen=True)
 class PhotoAsk:
     """One photo, read and checked, on its way to the network."""
 

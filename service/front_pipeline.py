@@ -10,12 +10,12 @@ import torch
 from models.letterbox import Array, Letterbox
 from models.prompts import Prompt
 from service.batcher import Batched
-from service.front_messages import PhotoAnswer, PhotoAsk, Scores, ServedModel
+from service.front_messages import FoundPhoto, PhotoAnswer, PhotoAsk, Scores, ServedModel
 from service.image_processes import ImageWork
 from service.image_threads import ImageThreads
 from service.link import Link, LinkClosedError
 from service.metrics import ModelMetrics
-from service.photo_reading import check_points, image_gone, image_not_kept, read_upload
+from service.photo_reading import check_points, image_not_kept, read_upload
 from service.photo_slots import PhotoSlots
 from service.pipeline import Pipeline, not_ready
 from service.predictor import Prediction, Prepared
@@ -69,10 +69,10 @@ class FrontPipeline(Pipeline):
             if not self.facts.keeps_images:
                 raise image_not_kept(self.name)
             digest = str(image_id)
-            found = self._link.ask("find", self.key, digest, patience_s=self.settings.deadline_s)
-            if found is None:
-                raise image_gone(digest)
-            upload, original_size = found
+            found: FoundPhoto = self._link.ask("find", self.key, digest, patience_s=self.settings.deadline_s)
+            upload, original_size = found.upload, found.original_size
+            if not found.has_features:
+                planes, _ = read_upload(self.work, upload, self.limits, self.facts.image_size)
         check_points(prompt, original_size)
         self.facts.check_prompt(prompt)
         return ReadPhoto(digest, upload, Letterbox(original_size, self.facts.image_size), prompt, planes)

@@ -15,10 +15,11 @@ from service.admission import Limiter
 from service.affinity import ask_app
 from service.device_pipeline import DevicePipeline
 from service.errors import Problem
-from service.front_messages import FrontFigures, OperationAnswer, PhotoAnswer, PhotoAsk, ServedModel
+from service.front_messages import FoundPhoto, FrontFigures, OperationAnswer, PhotoAnswer, PhotoAsk, ServedModel
 from service.link import Link, LinkClosedError
 from service.metrics import Metrics
 from service.photo_slots import PhotoSlots
+from service.predictor import KeptImage
 
 _END_S = 2.0
 """For a process to end by itself, and again for one that was killed."""
@@ -143,9 +144,9 @@ class FrontSession:
         memory: Array = self._slots.view(ask.slot, (size + ask.slot_upload_bytes,), np.uint8)
         return memory[:size].reshape(3, side, side).copy(), memory[size:].tobytes() or ask.upload
 
-    def _find(self, key: int, digest: str) -> tuple[bytes, tuple[int, int]] | None:
-        kept = self._held[key][0].predictor.find(digest)
-        return None if kept is None else (kept.upload, kept.original_size)
+    def _find(self, key: int, digest: str) -> FoundPhoto:
+        kept = self._held[key][0].predictor.find_photo(digest)
+        return FoundPhoto(kept.upload, kept.original_size, isinstance(kept, KeptImage))
 
     async def _operate(self, scope: Scope, request_id: str) -> OperationAnswer:
         scope["state"] = {"request_id": request_id}

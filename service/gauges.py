@@ -9,7 +9,7 @@
 | petseg_batch_limit | model | photos of one forward pass at most; lower for a while after memory ran out |
 | petseg_running_batch_seconds | model | age of the oldest forward pass under way, 0 without one |
 | petseg_cache_bytes, petseg_cache_limit_bytes | | memory of held features, and what it may be |
-| petseg_cache_photos | | photos whose features are held |
+| petseg_cache_photos | | photos held, with their features or without those of a network that is gone |
 | petseg_device_memory_bytes | device, kind | GPU only: allocated by tensors, reserved by this process, total |
 | petseg_checkpoint_info | model, architecture, checkpoint | always 1; sha256 of the file that is served |
 
@@ -63,7 +63,7 @@ def caches(pipelines: list[DevicePipeline]) -> Iterable[Metric]:
     distinct = {id(pipeline.predictor.cache): pipeline.predictor.cache for pipeline in pipelines}.values()
     yield gauge("petseg_cache_bytes", "Memory of held features", sum(cache.bytes for cache in distinct))
     yield gauge("petseg_cache_limit_bytes", "What it may be", sum(cache.max_bytes for cache in distinct))
-    yield gauge("petseg_cache_photos", "Photos whose features are held", sum(len(cache) for cache in distinct))
+    yield gauge("petseg_cache_photos", "Photos held", sum(len(cache) for cache in distinct))
 
 
 def device_memory() -> Metric:

@@ -25,18 +25,29 @@ from service.photo_reading import check_points, image_gone, image_not_kept, read
 
 
 @dataclass(frozen=True)
-class KeptImage:
-    """What the cache holds of one photo: enough for any later click and any output."""
+class KeptPhoto:
+    """A photo that the cache holds: enough to encode it again."""
 
-    features: FeatureRow
-    """On the device."""
-    original_size: tuple[int, int]
     upload: bytes
+    original_size: tuple[int, int]
 
     @property
     def size_bytes(self) -> int:
         """Memory that it keeps alive."""
-        return self.features.size_bytes + len(self.upload)
+        return len(self.upload)
+
+
+@dataclass(frozen=True)
+class KeptImage(KeptPhoto):
+    """One with its features: enough for any later click and any output."""
+
+    features: FeatureRow
+    """On the device."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it keeps alive."""
+        return self.features.size_bytes + super().size_bytes
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ class Predictor:
         self,
         checkpoint: Checkpoint,
         engine: Engine,
-        cache: EmbeddingCache[KeptImage],
+        cache: EmbeddingCache[KeptPhoto],
         *,
         limits: PhotoLimits | None = None,
         work: ImageWork | None = None,
@@ -128,7 +139,8 @@ class Predictor:
     def prepare(self, upload: bytes | None, image_id: str | None, prompt: Prompt) -> Row:
         """Decode and letterbox the upload, or take up what the cache holds of it; turn the prompt into tensors.
 
-        image_id: sha256 of an earlier upload, used where `upload` is None. Raises the Problem that fits.
+        image_id: sha256 of an earlier upload, used where `upload` is None; where its features are another encoder's,
+        or of one that is served no more, it is decoded again. Raises the Problem that fits.
         """
         if upload is None and not self.keeps_images:
             raise image_not_kept(self.facts.name)
@@ -137,16 +149,33 @@ class Predictor:
         planes: Array | None = None
         if kept is not None:
             upload, original_size = kept.upload, kept.original_size
-        elif upload is None:
-            raise image_gone(digest)
         else:
+            if upload is None:
+                upload = self.find_photo(digest).upload
             planes, original_size = read_upload(self.work, upload, self.limits, self.image_size)
         check_points(prompt, original_size)
         return self._row(digest, upload, original_size, prompt, planes, kept)
 
     def find(self, digest: str) -> KeptImage | None:
-        """What the cache holds of the photo."""
-        return self.cache.get((self.encoder_digest, digest))
+        """The photo with its features."""
+        kept = self.cache.get((self.encoder_digest, digest))
+        return kept if isinstance(kept, KeptImage) else None
+
+    def find_photo(self, digest: str) -> KeptPhoto:
+        """The photo, with its features where they are held. Raises ImageGone."""
+        kept = self.find(digest) or self.cache.find_any(digest)
+        if kept is None:
+            raise image_gone(digest)
+        return kept
+
+    def retire(self) -> None:
+        """Let go of the features that its encoder made, and hold their photos: no model reads them any more."""
+
+        def reduce(kept: KeptPhoto) -> tuple[KeptPhoto, int]:
+            photo = KeptPhoto(kept.upload, kept.original_size)
+            return photo, photo.size_bytes
+
+        self.cache.retire(self.encoder_digest, reduce)
 
     def take_up(
         self, digest: str, upload: bytes, original_size: tuple[int, int], prompt: Prompt, planes: Array | None
@@ -201,14 +230,14 @@ class Predictor:
         """
         rows = {row.digest: row.kept.features for row in batch if row.kept is not None}
         new: dict[str, Row] = {}
-        elsewhere: dict[str, Future[KeptImage | None]] = {}
+        elsewhere: dict[str, Future[KeptPhoto | None]] = {}
         for row in batch:
             if row.digest in rows or row.digest in new or row.digest in elsewhere:
                 continue
             found = self._find_or_claim(row.digest)
             if isinstance(found, KeptImage):
                 rows[row.digest] = found.features
-            elif found is not None:
+            elif isinstance(found, Future):
                 elsewhere[row.digest] = found
             else:
                 new[row.digest] = row
@@ -221,7 +250,7 @@ class Predictor:
         # Only now, with all own claims settled: two batches that wait for each other's photos would wait for ever.
         for digest, future in elsewhere.items():
             made = future.result()
-            if made is None:  # its batch failed; here it may fit
+            if not isinstance(made, KeptImage):  # its batch failed; here it may fit
                 left = {digest: next(row for row in batch if row.digest == digest)}
                 (rows[digest],) = self._encode_new(left)[1]
                 has_encoded = True
@@ -229,7 +258,7 @@ class Predictor:
                 rows[digest] = made.features
         return join_features([rows[row.digest] for row in batch]), has_encoded
 
-    def _find_or_claim(self, digest: str) -> "KeptImage | Future[KeptImage | None] | None":
+    def _find_or_claim(self, digest: str) -> "KeptPhoto | Future[KeptPhoto | None] | None":
         """The photo's features, or a future of them; None makes them this batch's to encode."""
         return self.cache.get_or_claim((self.encoder_digest, digest)) if self.keeps_images else None
 
@@ -255,7 +284,7 @@ class Predictor:
             return []
         own = split_features(features)
         for row, (digest, prepared) in zip(own, new.items(), strict=True):
-            kept = KeptImage(row, prepared.letterbox.original_size, prepared.upload)
+            kept = KeptImage(prepared.upload, prepared.letterbox.original_size, row)
             self.cache.put((self.encoder_digest, digest), kept, kept.size_bytes)
         return own
 

@@ -167,7 +167,7 @@ class Reloader:
         await old.batcher.close(self._service.settings.drain_s)
         digest = old.predictor.encoder_digest
         if all(each.predictor.encoder_digest != digest for each in self._service.pipelines.values()):
-            old.predictor.cache.forget(digest)
+            old.predictor.retire()
         del old
         await asyncio.to_thread(free_memory)
 

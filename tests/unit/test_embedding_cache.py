@@ -43,12 +43,19 @@ def test_a_value_heavier_than_the_budget_is_not_held_nor_is_its_forerunner() -> 
     assert cache.bytes == 0
 
 
-def test_forget_lets_go_of_one_encoder_alone() -> None:
-    cache: EmbeddingCache[int] = EmbeddingCache(30)
-    for encoder, name in (("old", "a"), ("new", "a"), ("old", "b")):
-        cache.put((encoder, name), 1, 10)
-    cache.forget("old")
-    assert (len(cache), cache.bytes, cache.get(("new", "a"))) == (1, 10, 1)
+def test_of_what_a_retired_encoder_made_a_part_is_held_unless_another_made_the_same() -> None:
+    cache: EmbeddingCache[int] = EmbeddingCache(100)
+    for encoder, name in (("old", "a"), ("new", "a"), ("old", "b"), ("new", "c"), ("old", "d")):
+        cache.put((encoder, name), 7, 10)
+    cache.retire("old", lambda value: (-value, 3))
+    assert (len(cache), cache.bytes) == (4, 26)
+    assert (cache.get(("new", "a")), cache.get(("old", "a")), cache.get(("old", "b"))) == (7, None, None)
+    assert [cache.find_any(name) for name in "abcde"] == [7, -7, 7, -7, None]
+    cache.put(("new", "b"), 8, 10)  # takes the place of what was left
+    assert (len(cache), cache.bytes, cache.find_any("b")) == (4, 33, 8)
+    for name in "wxyz":
+        cache.put(("new", name), 9, 20)
+    assert cache.find_any("d") is None  # as old as it was, and gone in its turn
 
 
 def test_clear_forgets_everything() -> None:

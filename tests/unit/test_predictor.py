@@ -123,6 +123,24 @@ def test_models_with_one_encoder_share_features() -> None:
     assert calls(reader).encoded_rows == []
 
 
+@pytest.mark.parametrize("is_retired", [False, True])
+def test_a_photo_of_another_encoder_is_encoded_again(is_retired: bool) -> None:
+    old, new = make(fake_checkpoint(ClickModel, "old")), make(fake_checkpoint(ClickModel, "new"))
+    new.cache, new.encoder_digest = old.cache, "another"
+    upload = encode(picture())
+    old.predict([old.prepare(upload, None, click(5, 5))])
+    digest = old.prepare(upload, None, click(5, 5)).digest
+    if is_retired:
+        old.retire()
+        assert old.cache.bytes == len(upload)
+    by_id = new.prepare(None, digest, click(40, 20))
+    assert (by_id.kept, by_id.upload, by_id.letterbox) == (None, upload, Letterbox((40, 60), 32))
+    fresh = make(fake_checkpoint(ClickModel, "fresh"), 0)
+    wanted = fresh.predict([fresh.prepare(upload, None, click(40, 20))])[0]
+    assert torch.equal(new.predict([by_id])[0].logits, wanted.logits)
+    assert new.prepare(None, digest, click(5, 5)).kept is not None
+
+
 def test_first_clicks_at_once_on_one_photo_encode_it_once() -> None:
     """Two streams, two models with one encoder, one new photo in both batches and others beside it."""
     clicker, reader = (make(fake_checkpoint(kind, kind.__name__)) for kind in (ClickModel, TextModel))
