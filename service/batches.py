@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import TypeVar
 
-from service.errors import InternalError, Problem
+from service.errors import InternalError, Problem, forget_frames
 from service.forms import Upload
 from service.pipeline import Segmented
 from service.rendering import Drawing
@@ -67,6 +67,7 @@ async def outcome_of(work: Awaitable[T]) -> T | Problem:
     try:
         return await work
     except Problem as problem:
+        forget_frames(problem)
         return problem
     except Exception:
         logger.exception("one photo of a batch failed")

@@ -228,8 +228,24 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _handle_disconnect)
 
 
+def forget_frames(problem: Problem) -> None:
+    """Let go of the calls that a problem and its causes came through, once it is the answer.
+
+    Their names hold the upload and what was decoded of it, in circles with the exception. Nobody but the garbage
+    collector would find these, some seconds later: half photos held gigabytes by then.
+    """
+    errors: list[BaseException | None] = [problem]
+    while errors:
+        error = errors.pop()
+        if error is not None and error.__traceback__ is not None:
+            error.__traceback__ = None
+            errors += (error.__cause__, error.__context__)
+
+
 async def _handle_problem(request: Request, error: Exception) -> Response:
-    return problem_response(request, cast(Problem, error))
+    problem = cast(Problem, error)
+    forget_frames(problem)
+    return problem_response(request, problem)
 
 
 async def _handle_validation(request: Request, error: Exception) -> Response:

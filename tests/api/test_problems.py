@@ -1,6 +1,7 @@
 """Every failure is an RFC 9457 problem that says what was got, what was wanted and the fix."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from models.checkpoint import Checkpoint
+from models.image_files import ImageError
 from service import errors
 from service.settings import Settings
 from tests.fakes import BrokenModel, StuckModel, encode, picture, post_until, until
@@ -408,3 +410,17 @@ async def test_every_problem_type_has_a_page(client: httpx.AsyncClient) -> None:
         assert response.status_code == 200
         assert response.text == f"{kind.title} (HTTP {kind.status})\n\n{kind.about}\n"
     assert "got the problem type 'nope'" in problem(await client.get("/problems/nope"), "not-found")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/segment/colour", "/segment/colour/batch"])
+async def test_a_refused_photo_is_let_go_at_once(client: httpx.AsyncClient, path: str) -> None:
+    """Not when the garbage collector comes by: half photos came faster than that, and held gigabytes."""
+    photo = encode(picture(60, 40), "JPEG")
+    gc.collect()
+    gc.disable()
+    try:
+        answer = await client.post(path, files={"image": photo[: len(photo) // 2]})
+        assert "/problems/unsupported-image" in answer.text
+        assert [each for each in gc.get_objects() if issubclass(type(each), (errors.Problem, ImageError))] == []
+    finally:
+        gc.enable()
