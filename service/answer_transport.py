@@ -15,7 +15,10 @@ _HEAD_BEGINS, _HEAD_ENDS = b"HTTP/1.1 ", b"\r\n\r\n"
 
 
 class AnswerTransport(asyncio.Transport):
-    """Holds back what looks like a head, at most until the event loop's next turn; all else passes as it comes."""
+    """Holds back what looks like a head, at most until the event loop's next turn; all else passes as it comes.
+
+    Closes for sending first where the client is still sending itself.
+    """
 
     def __init__(
         self,

@@ -36,6 +36,10 @@ class KeptPhoto:
         """Memory that it keeps alive."""
         return len(self.upload)
 
+    def without_features(self) -> "KeptPhoto":
+        """The photo alone."""
+        return KeptPhoto(self.upload, self.original_size)
+
 
 @dataclass(frozen=True)
 class KeptImage(KeptPhoto):
@@ -144,14 +148,19 @@ class Predictor:
         """
         if upload is None and not self.keeps_images:
             raise image_not_kept(self.facts.name)
-        digest = hashlib.sha256(upload).hexdigest() if upload is not None else str(image_id)
-        kept = self.find(digest)
+        found: KeptPhoto | None
+        if upload is None:
+            digest = str(image_id)
+            found = self.find_photo(digest)
+            upload = found.upload
+        else:
+            digest = hashlib.sha256(upload).hexdigest()
+            found = self.find(digest)
+        kept = found if isinstance(found, KeptImage) else None
         planes: Array | None = None
         if kept is not None:
             upload, original_size = kept.upload, kept.original_size
         else:
-            if upload is None:
-                upload = self.find_photo(digest).upload
             planes, original_size = read_upload(self.work, upload, self.limits, self.image_size)
         check_points(prompt, original_size)
         return self._row(digest, upload, original_size, prompt, planes, kept)
@@ -162,17 +171,20 @@ class Predictor:
         return kept if isinstance(kept, KeptImage) else None
 
     def find_photo(self, digest: str) -> KeptPhoto:
-        """The photo, with its features where they are held. Raises ImageGone."""
-        kept = self.find(digest) or self.cache.find_any(digest)
-        if kept is None:
+        """The photo, a KeptImage where the features that this encoder made of it are held. Raises ImageGone."""
+        own = self.find(digest)
+        if own is not None:
+            return own
+        other = self.cache.find_any(digest)
+        if other is None:
             raise image_gone(digest)
-        return kept
+        return other.without_features()
 
     def retire(self) -> None:
         """Let go of the features that its encoder made, and hold their photos: no model reads them any more."""
 
         def reduce(kept: KeptPhoto) -> tuple[KeptPhoto, int]:
-            photo = KeptPhoto(kept.upload, kept.original_size)
+            photo = kept.without_features()
             return photo, photo.size_bytes
 
         self.cache.retire(self.encoder_digest, reduce)

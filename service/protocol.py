@@ -186,7 +186,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _close_unless_whole(self) -> None:
         self._clock = None
         if not self._is_whole:
-            self._has_lingered = True
+            self._has_lingered = True  # for as long as it waited for the body
             self.transport.close()
 
     def _watch_writing(self, left_bytes: int) -> None:
