@@ -13,7 +13,6 @@ from torch import Tensor
 
 from models.base import Features, SegmentationModel
 from models.checkpoint import Checkpoint
-from models.coarse_merge import convolve_before_enlarging
 from models.engine import (
     DecodeGraph,
     EncodeGraph,
@@ -25,6 +24,7 @@ from models.engine import (
     takes_prompt,
 )
 from models.folding import fold_batch_norms, has_batch_norms
+from models.merging import Merging, rewrite_merges
 from models.openvino_graph import (
     Graph,
     GraphFolder,
@@ -184,38 +184,37 @@ class OpenVinoCompiler:
     def _encoder(self, checkpoint: Checkpoint) -> Any:
         if "encode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["encode"])
-        model, name, coarse_first = checkpoint.model, checkpoint.name, self._encodes_coarse_first(checkpoint.model)
-        return self.folder.load(
-            self._encoder_key(checkpoint), lambda: convert_encoder(model, name, coarse_first=coarse_first)
-        )
+        model, name, merging = checkpoint.model, checkpoint.name, self._encoder_merging(checkpoint.model)
+        return self.folder.load(self._encoder_key(checkpoint), lambda: convert_encoder(model, name, merging))
 
     def _decoder(self, checkpoint: Checkpoint) -> Any:
         if "decode" in checkpoint.graphs:
             return load_graph(checkpoint.graphs["decode"])
-        model, name, coarse_first = checkpoint.model, checkpoint.name, self._merges_coarse_first(checkpoint.model)
-        return self.folder.load(
-            self._decoder_key(checkpoint), lambda: convert_decoder(model, name, coarse_first=coarse_first)
-        )
+        model, name, merging = checkpoint.model, checkpoint.name, self._merging(checkpoint.model)
+        return self.folder.load(self._decoder_key(checkpoint), lambda: convert_decoder(model, name, merging))
 
-    def _merges_coarse_first(self, model: SegmentationModel) -> bool:
-        """Whether coarse maps are convolved before they are enlarged: where products take the time.
+    def _merging(self, model: SegmentationModel) -> Merging:
+        """Coarse maps are convolved before they are enlarged where products take the time; with matrix units moving
+        maps takes it, and none is concatenated.
 
-        Matrix units make them cheap, and there it was not measured; graphs for any number of rows lose more by the
-        further layers (a decoder's pass took 0.97 to 1.25 times as long).
+        Graphs for any number of rows lose more by the further layers (a decoder's pass took 0.97 to 1.25 times as
+        long).
         """
+        if not self._options_for(model).row_by_row:
+            return Merging.JOINED
         is_dear = self.options.precision is Precision.FP32 or not has_matrix_units()
-        return is_dear and self._options_for(model).row_by_row
+        return Merging.COARSE_FIRST if is_dear else Merging.SPLIT
 
-    def _encodes_coarse_first(self, model: SegmentationModel) -> bool:
+    def _encoder_merging(self, model: SegmentationModel) -> Merging:
         """Maps are merged by `decode`, which belongs to the encoder's graph where no prompt is taken."""
-        return self._merges_coarse_first(model) and not takes_prompt(model)
+        return Merging.JOINED if takes_prompt(model) else self._merging(model)
 
     def _encoder_key(self, checkpoint: Checkpoint) -> str:
-        part = _part("encode", self._encodes_coarse_first(checkpoint.model))
+        part = _part("encode", self._encoder_merging(checkpoint.model))
         return graph_key(checkpoint.model.encoder_digest() or checkpoint.digest, part)
 
     def _decoder_key(self, checkpoint: Checkpoint) -> str:
-        return graph_key(checkpoint.digest, _part("decode", self._merges_coarse_first(checkpoint.model)))
+        return graph_key(checkpoint.digest, _part("decode", self._merging(checkpoint.model)))
 
     def _shared(self, identity: str, make: Callable[[], Any], options: GraphOptions) -> Graph:
         encoder = self._encoders.get(identity)
@@ -232,26 +231,26 @@ class OpenVinoCompiler:
         return replace(self.options, row_by_row=False) if has_whole_batches else self.options
 
 
-def _part(half: str, coarse_first: bool) -> str:
-    return f"{half}, coarse first" if coarse_first else half
+def _part(half: str, merging: Merging) -> str:
+    return f"{half}, {merging}"
 
 
-def convert_encoder(model: SegmentationModel, name: str, *, coarse_first: bool = False) -> Any:
+def convert_encoder(model: SegmentationModel, name: str, merging: Merging) -> Any:
     """`encode` as a graph that is not compiled yet; the whole network where it takes no prompt.
 
-    coarse_first: whether coarse maps are convolved before they are enlarged. Either way `model` is changed in place.
+    `model` is changed in place: its batch norms are folded, its maps merged in the way of `merging`.
     """
     module = EncodeGraph(model)
-    _rewrite(model, lambda: module(example_images(model, 1)), coarse_first)
+    _rewrite(model, lambda: module(example_images(model, 1)), merging)
     return convert(module, lambda rows: (example_images(model, rows),), f"{name}: encode")
 
 
-def convert_decoder(model: SegmentationModel, name: str, *, coarse_first: bool = False) -> Any:
+def convert_decoder(model: SegmentationModel, name: str, merging: Merging) -> Any:
     """`decode` as a graph that is not compiled yet: features, then the embedded prompt's tensors -> logits.
 
-    coarse_first: as for `convert_encoder`.
+    `model` is changed as by `convert_encoder`.
     """
-    _rewrite(model, lambda: model(example_images(model, 1), example_prompts(model, 1)), coarse_first)
+    _rewrite(model, lambda: model(example_images(model, 1), example_prompts(model, 1)), merging)
 
     def example(rows: int) -> tuple[Tensor, ...]:
         features, embedded = _decoder_inputs(model, rows)
@@ -261,12 +260,11 @@ def convert_decoder(model: SegmentationModel, name: str, *, coarse_first: bool =
     return convert(DecodeGraph(model, len(features), tuple(embedded)), example, f"{name}: decode")
 
 
-def _rewrite(model: SegmentationModel, run: Callable[[], object], coarse_first: bool) -> None:
+def _rewrite(model: SegmentationModel, run: Callable[[], object], merging: Merging) -> None:
     """The same function in fewer layers, and perhaps of fewer products; in place."""
     if has_batch_norms(model):
         fold_batch_norms(model, run)
-    if coarse_first:
-        convolve_before_enlarging(model, run)
+    rewrite_merges(model, merging, run)
 
 
 def _decoder_inputs(model: SegmentationModel, rows: int) -> tuple[Features, PromptTensors]:

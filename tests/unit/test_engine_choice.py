@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from models import clip_backbone, engine_choice, openvino_engine, openvino_graph
 from models.checkpoint import Checkpoint, ModelCard
-from models.coarse_merge import CoarseMerge
 from models.engine import Engine, EngineError, Precision, example_images, example_prompts
 from models.engine_choice import EngineBuilder, EngineOptions, default_cache_folder
+from models.layers import MergeBlock
+from models.merging import CoarseMerge, SplitMerge
 from models.openvino_engine import OpenVinoCompiler
 from models.openvino_graph import Graph, GraphFolder, GraphOptions
 from models.torch_engine import StandInEngine, TorchEngine, find_computing_layers
@@ -172,46 +174,51 @@ def test_a_transformer_in_bf16_keeps_its_batches_whole(
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_matrix_units", "is_coarse_first"),
+    ("precision", "has_matrix_units", "way"),
     [
-        (Precision.FP32, True, True),
-        (Precision.FP32, False, True),
-        (Precision.BF16, True, False),
-        (Precision.BF16, False, True),
+        (Precision.FP32, True, CoarseMerge),
+        (Precision.FP32, False, CoarseMerge),
+        (Precision.BF16, True, SplitMerge),
+        (Precision.BF16, False, CoarseMerge),
     ],
 )
-def test_coarse_maps_are_convolved_before_they_are_enlarged_where_products_take_the_time(
+def test_maps_are_merged_in_the_way_that_suits_the_cpu(
     unet: Checkpoint,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     precision: Precision,
     has_matrix_units: bool,
-    is_coarse_first: bool,
+    way: type[nn.Module],
 ) -> None:
     monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: has_matrix_units)
+    monkeypatch.setattr("models.merging._TILE_CHANNELS", 1)  # the networks of tests have few
     options, folder = GraphOptions(precision, 1, 1, row_by_row=True), GraphFolder(tmp_path)
     OpenVinoCompiler(options, folder).compile(unet)
-    assert merges_coarse_first(unet) == is_coarse_first
+    assert ways_of_merging(unet) == {way}
     assert OpenVinoCompiler(options, folder).holds(unet)
     monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: not has_matrix_units)
     # A folder may be shared by machines: one takes no graph that was made for another kind of CPU.
     assert OpenVinoCompiler(options, folder).holds(unet) == (precision is Precision.FP32)
 
 
-@pytest.mark.parametrize(("precision", "is_coarse_first"), [(Precision.FP32, True), (Precision.BF16, False)])
-def test_graphs_of_whole_batches_enlarge_coarse_maps_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Precision, is_coarse_first: bool
+@pytest.mark.parametrize("has_matrix_units", [True, False])
+@pytest.mark.parametrize(("precision", "is_row_by_row"), [(Precision.FP32, True), (Precision.BF16, False)])
+def test_graphs_of_whole_batches_merge_maps_as_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Precision, is_row_by_row: bool, has_matrix_units: bool
 ) -> None:
-    monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: False)
+    monkeypatch.setattr(openvino_engine, "has_matrix_units", lambda: has_matrix_units)
+    monkeypatch.setattr("models.merging._TILE_CHANNELS", 1)
     checkpoint, folder = smoke("prompt-compact"), GraphFolder(tmp_path)
     compiler = OpenVinoCompiler(GraphOptions(precision, 1, 1, row_by_row=True), folder)
-    assert compiler.compile(checkpoint).is_row_by_row == is_coarse_first
-    assert merges_coarse_first(checkpoint) == is_coarse_first
+    assert compiler.compile(checkpoint).is_row_by_row == is_row_by_row
+    # Not all maps of this network are doubled: some blocks stay as they are.
+    assert ways_of_merging(checkpoint) - {MergeBlock} == ({CoarseMerge} if is_row_by_row else set())
     assert compiler.holds(checkpoint)
 
 
-def merges_coarse_first(checkpoint: Checkpoint) -> bool:
-    return any(isinstance(module, CoarseMerge) for module in checkpoint.model.modules())
+def ways_of_merging(checkpoint: Checkpoint) -> set[type[nn.Module]]:
+    ways = (MergeBlock, SplitMerge, CoarseMerge)
+    return {type(module) for module in checkpoint.model.modules() if isinstance(module, ways)}
 
 
 def test_a_tower_is_kept_once_for_all_precisions(tmp_path: Path) -> None:
