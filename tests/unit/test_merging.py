@@ -29,32 +29,31 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("is_folded", [True, False], ids=["folded", "with batch norms"])
-@pytest.mark.parametrize(("height", "width"), [(5, 5), (4, 7), (2, 3), (1, 6), (1, 1)])
-def test_doubled_maps_give_the_same(height: int, width: int, is_folded: bool) -> None:
-    merge, coarse = Merge(7, 4), noise(3, 7, height, width)
-    fine = (noise(3, 3, 2 * height, 2 * width), noise(3, 1, 2 * height, 2 * width))
+def check_that_it_gives_the_same(
+    merging: Merging, way: type[nn.Module], merge: Merge, coarse: Tensor, fine: tuple[Tensor, ...], is_folded: bool
+) -> None:
     with torch.inference_mode():
         if is_folded:
             fold_batch_norms(merge, lambda: merge(coarse, *fine))
         before = merge(coarse, *fine)
-        assert rewrite_merges(merge, Merging.COARSE_FIRST, lambda: merge(coarse, *fine)) == 1
-        assert isinstance(merge.block, CoarseMerge)
+        assert rewrite_merges(merge, merging, lambda: merge(coarse, *fine)) == 1
+        assert isinstance(merge.block, way)
         torch.testing.assert_close(merge(coarse, *fine), before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_folded", [True, False], ids=["folded", "with batch norms"])
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (4, 7), (2, 3), (1, 6), (1, 1)])
+def test_doubled_maps_give_the_same(height: int, width: int, is_folded: bool) -> None:
+    fine = (noise(3, 3, 2 * height, 2 * width), noise(3, 1, 2 * height, 2 * width))
+    coarse = noise(3, 7, height, width)
+    check_that_it_gives_the_same(Merging.COARSE_FIRST, CoarseMerge, Merge(7, 4), coarse, fine, is_folded)
 
 
 @pytest.mark.parametrize("is_folded", [True, False], ids=["folded", "with batch norms"])
 @pytest.mark.parametrize("size", [(8, 8), (7, 12), (4, 4)], ids=str)
 def test_split_maps_give_the_same(size: tuple[int, int], is_folded: bool) -> None:
-    merge, coarse = Merge(32, 16, 16), noise(3, 32, 4, 4)
     fine = (noise(3, 10, *size), noise(3, 6, *size))
-    with torch.inference_mode():
-        if is_folded:
-            fold_batch_norms(merge, lambda: merge(coarse, *fine))
-        before = merge(coarse, *fine)
-        assert rewrite_merges(merge, Merging.SPLIT, lambda: merge(coarse, *fine)) == 1
-        assert isinstance(merge.block, SplitMerge)
-        torch.testing.assert_close(merge(coarse, *fine), before, atol=1e-5, rtol=1e-5)
+    check_that_it_gives_the_same(Merging.SPLIT, SplitMerge, Merge(32, 16, 16), noise(3, 32, 4, 4), fine, is_folded)
 
 
 @pytest.mark.parametrize("channels", [(24, 16, 16), (32, 24, 16), (32, 16, 24)], ids=str)
