@@ -1,4 +1,4 @@
-"""Around every request: its id and place in a trace, its log line and figures, and a plain 500 for a defect."""
+"""Around every request: its id, its place in a trace, its record, and a plain 500 for a defect."""
 
 import logging
 import re
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.errors import CLIENT_CLOSED_REQUEST, InternalError, problem_response
+from service.ledger import QUIET_PATHS, Ledger
 from service.metrics import Metrics
 from service.pipeline import Service
 from service.request_record import RequestRecord
@@ -20,9 +21,6 @@ from service.tracing import Tracing
 logger = logging.getLogger("petseg.requests")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
-"""Asked every few seconds by machines: without spans, and while all is well without log lines."""
 
 _SERVER_TIMING = b"server-timing"
 
@@ -39,6 +37,7 @@ class RequestContext:
         self.app = app
         self._metrics = metrics
         self._tracing = tracing
+        self._ledger = Ledger(metrics, tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -48,6 +47,7 @@ class RequestContext:
         record = self._begin(scope)
         scope.setdefault("state", {}).update(request_id=record.request_id, record=record)
         token = logs.request_id.set(record.request_id)
+        self._ledger.begin()
 
         async def counted_receive() -> Message:
             message = await receive()
@@ -76,7 +76,8 @@ class RequestContext:
             record.route = getattr(scope.get("route"), "path", "")
             record.problem = scope["state"].get("problem", "")
             record.status = record.status or CLIENT_CLOSED_REQUEST
-            self._finish(record)
+            record.ended_at = time.perf_counter()
+            self._ledger.end(record)
             logs.request_id.reset(token)
 
     def _begin(self, scope: Scope) -> RequestRecord:
@@ -86,23 +87,6 @@ class RequestContext:
         parents = values_of(scope, b"traceparent")
         trace = tracing.begin(parents[0] if len(parents) == 1 else None, ",".join(values_of(scope, b"tracestate")))
         return RequestRecord(request_id, trace, scope["method"], scope["path"])
-
-    def _finish(self, record: RequestRecord) -> None:
-        seconds = time.perf_counter() - record.started_at
-        self._metrics.count_request(
-            route=record.route,
-            model=record.model,
-            output=record.output,
-            status=record.status,
-            problem=record.problem,
-            seconds=seconds,
-            stages=record.stages,
-        )
-        self._tracing.end(record)
-        is_quiet = record.path in QUIET_PATHS and record.status < 400
-        level = logging.WARNING if record.status >= 500 else logging.DEBUG if is_quiet else logging.INFO
-        if logger.isEnabledFor(level):
-            logger.log(level, "request", extra={"fields": record.log_fields(seconds)})
 
 
 def values_of(scope: Scope, name: bytes) -> list[str]:

@@ -1,5 +1,6 @@
-"""What one HTTP request came to. Routes and error handlers fill it in; the middleware logs, counts and traces it."""
+"""What one HTTP request came to. Routes and error handlers fill it in; the ledger logs, counts and traces it."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ class RequestRecord:
     path: str
     started_at: float = field(default_factory=time.perf_counter)
     """On the clock of `time.perf_counter()`, as all stages."""
+    ended_at: float = math.nan
+    """On the same clock; not a number while the request is in flight."""
     route: str = ""
     """The path's pattern, such as /segment/{model}: figures go by it, since paths are the callers' to choose."""
     model: str = ""
@@ -40,9 +43,15 @@ class RequestRecord:
         """The body has been read."""
         self.stages.append(Stage(RECEIVE, self.started_at, time.perf_counter()))
 
-    def log_fields(self, seconds: float) -> dict[str, Any]:
+    @property
+    def seconds(self) -> float:
+        """From its first byte to the last one of its answer."""
+        return self.ended_at - self.started_at
+
+    def log_fields(self) -> dict[str, Any]:
         """What the request's log line says; the path only where no route matched, since routes say it better."""
         found = {
+            "request_id": self.request_id,
             "method": self.method,
             "route": self.route,
             "path": "" if self.route else self.path[:_MAX_LOGGED_PATH],
@@ -54,7 +63,7 @@ class RequestRecord:
             "photos": self.photos,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
-            "ms": milliseconds(seconds),
+            "ms": milliseconds(self.seconds),
             **{f"{name}_ms": milliseconds(spent) for name, spent in sum_seconds(self.stages).items()},
             "trace_id": self.trace.trace_id,
             "span_id": self.trace.span_id,

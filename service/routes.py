@@ -306,16 +306,20 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     The body must have been read: what comes next can only be the end of the connection.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        # Out of the queue before anything is written down: others wait for the place, nobody for the log's line.
-        task.cancel()
-        await asyncio.wait({task})
-        raise ClientDisconnect
-    finally:
-        gone.cancel()
-        task.cancel()
+        async with asyncio.timeout(None) as patience:  # runs out when the client leaves; a task for `work` costs more
+
+            def lose_patience(_: object) -> None:
+                patience.reschedule(0)
+
+            gone = asyncio.ensure_future(request.receive())
+            gone.add_done_callback(lose_patience)
+            try:
+                return await work
+            finally:
+                gone.remove_done_callback(lose_patience)
+                gone.cancel()
+    except TimeoutError:
+        if patience.expired():
+            raise ClientDisconnect from None
+        raise

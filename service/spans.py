@@ -83,7 +83,7 @@ class SpanTracing(Tracing):
             trace.span.set_attribute(name, value)
         if record.status >= 500:
             trace.span.set_status(Status(StatusCode.ERROR, record.problem or None))
-        trace.span.end(now_ns)
+        trace.span.end(unix_ns(record.ended_at))
 
     def close(self) -> None:
         """Send what is left."""

@@ -15,7 +15,7 @@ class Tracing:
         return continue_trace(traceparent, tracestate)
 
     def end(self, record: RequestRecord) -> None:
-        """The request is over."""
+        """The request is over; called some time after its end."""
 
     def close(self) -> None:
         """The process ends."""

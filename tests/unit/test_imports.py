@@ -71,6 +71,7 @@ SERVICE_FROM_THE_GROUND_UP = [
     "request_record",
     "tracing",
     "spans",
+    "ledger",
     "multipart",
     "forms",
     "affinity",
