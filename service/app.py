@@ -29,6 +29,7 @@ from service.image_processes import ImageProcesses, ImageWork, InThread, can_hav
 from service.image_threads import ImageThreads
 from service.image_work import PhotoLimits
 from service.label_studio_images import LabelStudioImages
+from service.ledger import Ledger
 from service.memory import free_memory
 from service.metrics import Metrics
 from service.middleware import RequestContext
@@ -118,7 +119,8 @@ def assemble(app: FastAPI, settings: Settings, metrics: Metrics, limiter: Limite
     except KeyFileError as error:
         raise SettingsError(f"{variable('keys')}: {error}") from error
     app.add_middleware(Admission, settings=settings, keys=keys, limiter=limiter)
-    app.add_middleware(RequestContext, metrics=metrics, tracing=app.state.tracing)
+    app.state.ledger = Ledger(metrics, app.state.tracing)
+    app.add_middleware(RequestContext, ledger=app.state.ledger)
     add_security_headers(app, settings.cors_origins)
     add_handlers(app)
     app.include_router(router)

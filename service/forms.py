@@ -8,7 +8,8 @@ import json
 import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
@@ -244,6 +245,9 @@ def _check(kind: type[Fields], given: Iterable[tuple[str, str]]) -> Fields:
         if name in values:
             raise _invalid(name, f"got {_shorten(name)} more than once; send it once")
         values[name] = value
+    if not values:  # as a rule
+        fields: Fields = _without_fields(kind)
+        return fields
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -260,6 +264,12 @@ def _check(kind: type[Fields], given: Iterable[tuple[str, str]]) -> Fields:
                 detail = f"got {_shorten(str(each['input']))}; {each['msg']}"
             errors.append({"pointer": pointer(name), "detail": detail})
         raise InvalidRequest("; ".join(each["detail"] for each in errors), errors=errors) from error
+
+
+@cache
+def _without_fields(kind: type[BaseModel]) -> Any:
+    """The fields of a request that carries none; they are frozen, so that all such may share them."""
+    return kind()
 
 
 def _invalid(name: str, detail: str) -> InvalidRequest:

@@ -26,15 +26,16 @@ QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
 class Ledger:
     """Enters what is over: at once where no other request is in flight, or where the service has failed on it.
 
-    Lives on one event loop at a time.
+    One for each process, whichever of its ports a request comes by. Lives on one event loop at a time.
     """
 
     def __init__(self, metrics: Metrics, tracing: Tracing) -> None:
+        self.tracing = tracing
         self._metrics = metrics
-        self._tracing = tracing
         self._in_flight = 0
         self._waiting: list[RequestRecord] = []
         self._clock: asyncio.TimerHandle | None = None
+        metrics.requests_in_flight.set_function(lambda: self._in_flight)
 
     def begin(self) -> None:
         """A request is in flight."""
@@ -66,7 +67,7 @@ class Ledger:
             seconds=record.seconds,
             stages=record.stages,
         )
-        self._tracing.end(record)
+        self.tracing.end(record)
         is_quiet = record.path in QUIET_PATHS and record.status < 400
         level = logging.WARNING if record.status >= 500 else logging.DEBUG if is_quiet else logging.INFO
         if logger.isEnabledFor(level):

@@ -2,8 +2,8 @@
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.errors import CLIENT_CLOSED_REQUEST, InternalError, problem_response
 from service.ledger import QUIET_PATHS, Ledger
-from service.metrics import Metrics
 from service.pipeline import Service
 from service.request_record import RequestRecord
 from service.tracing import Tracing
@@ -33,11 +32,9 @@ class RequestContext:
     A defect becomes a 500 problem without the exception's text; the log has its trace under the id.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(self, app: ASGIApp, ledger: Ledger) -> None:
         self.app = app
-        self._metrics = metrics
-        self._tracing = tracing
-        self._ledger = Ledger(metrics, tracing)
+        self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -64,8 +61,7 @@ class RequestContext:
             await send(message)
 
         try:
-            with self._metrics.requests_in_flight.track_inprogress():
-                await self.app(scope, counted_receive, send_with_headers)
+            await self.app(scope, counted_receive, send_with_headers)
         except Exception:
             logger.exception("request %s failed", record.request_id)
             if record.status:
@@ -82,8 +78,8 @@ class RequestContext:
 
     def _begin(self, scope: Scope) -> RequestRecord:
         given = values_of(scope, b"x-request-id")
-        request_id = given[0] if given and _REQUEST_ID.fullmatch(given[0]) else uuid.uuid4().hex
-        tracing = _UNTRACED if scope["path"] in QUIET_PATHS else self._tracing
+        request_id = given[0] if given and _REQUEST_ID.fullmatch(given[0]) else secrets.token_hex(16)
+        tracing = _UNTRACED if scope["path"] in QUIET_PATHS else self._ledger.tracing
         parents = values_of(scope, b"traceparent")
         trace = tracing.begin(parents[0] if len(parents) == 1 else None, ",".join(values_of(scope, b"tracestate")))
         return RequestRecord(request_id, trace, scope["method"], scope["path"])

@@ -73,7 +73,7 @@ async def show_metrics(request: Request) -> Response:
 def create_operation_app(service_app: FastAPI) -> FastAPI:
     """The app of the operation port: shares the state of `service_app`, whose lifespan is the one that counts."""
     app = create_bare_operation_app(service_app)
-    app.add_middleware(RequestContext, metrics=app.state.metrics, tracing=app.state.tracing)
+    app.add_middleware(RequestContext, ledger=app.state.ledger)
     add_security_headers(app, ())
     return app
 

@@ -153,10 +153,15 @@ def describe_segment(segment: masks.Segment, class_names: tuple[str, ...], rle: 
     )
 
 
+def image_id(prepared: Prepared) -> str:
+    """The photo's id as the API names it."""
+    return f"sha256:{prepared.digest}"
+
+
 def describe_image(prepared: Prepared) -> ImageInfo:
     """The photo's id and size."""
     height, width = prepared.letterbox.original_size
-    return ImageInfo(id=f"sha256:{prepared.digest}", width=width, height=height)
+    return ImageInfo(id=image_id(prepared), width=width, height=height)
 
 
 def describe_prompt(prompt: Prompt, chosen_prompt: str | None) -> PromptInfo:
@@ -169,10 +174,10 @@ def describe_prompt(prompt: Prompt, chosen_prompt: str | None) -> PromptInfo:
     return TextPromptInfo(text=chosen_prompt, chosen_by="model") if chosen_prompt is not None else None
 
 
-def answer_headers(image: ImageInfo, prompt: PromptInfo, timing_ms: dict[str, float]) -> dict[str, str]:
+def answer_headers(prepared: Prepared, prompt: PromptInfo, timing_ms: dict[str, float]) -> dict[str, str]:
     """What the JSON answer says, as far as a picture's headers can carry it; text is percent-encoded UTF-8."""
     headers = {
-        "X-Image-Id": image.id,
+        "X-Image-Id": image_id(prepared),
         "Server-Timing": ", ".join(f"{name};dur={spent:.3f}" for name, spent in timing_ms.items()),
     }
     if isinstance(prompt, TextPromptInfo):

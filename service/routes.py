@@ -16,7 +16,7 @@ from service.batches import Finished, entry_names, segment_all, zip_archive
 from service.direct_routes import DirectRoute
 from service.forms import read_batch, read_prompt, read_segment, read_text
 from service.operation import ServiceDep, get_service
-from service.pipeline import Photo, Pipeline, Segmented, not_ready
+from service.pipeline import Photo, Pipeline, Segmented, Service, not_ready
 from service.rendering import Drawing, drawer
 from service.request_record import record_of
 from service.schemas import (
@@ -39,7 +39,12 @@ T = TypeVar("T")
 
 async def get_pipeline(request: Request, model: str) -> Pipeline:
     """The pipeline of the model in the path."""
-    pipelines = (await get_service(request)).pipelines
+    return find_pipeline(request, await get_service(request), model)
+
+
+def find_pipeline(request: Request, service: Service[Any], model: str) -> Pipeline:
+    """The pipeline of `model`, noted in the request's record. Raises UnknownModel."""
+    pipelines = service.pipelines
     if model not in pipelines:
         known = ", ".join(pipelines) or "none is loaded"
         raise errors.UnknownModel(f"got model {model[:60]!r}, wanted one of: {known}")
@@ -53,8 +58,9 @@ PipelineDep = Annotated[Pipeline, Depends(get_pipeline)]
 
 async def open_pipeline(request: Request, model: str) -> Pipeline:
     """The same, while the server takes new work."""
-    pipeline = await get_pipeline(request, model)
-    if (await get_service(request)).refuses_work:
+    service = await get_service(request)
+    pipeline = find_pipeline(request, service, model)
+    if service.refuses_work:
         raise not_ready()
     return pipeline
 
@@ -132,9 +138,8 @@ async def segment(request: Request, pipeline: OpenPipelineDep) -> Response:
     photo = Photo(upload.data if upload else None, image_id, prompt)
     draw = drawer(output, fields.rle or Rle.COMPRESSED, pipeline, fields.tolerance or 0.0)
     segmented = await unless_gone(request, pipeline.segment(photo, draw, record.stages))
-    image = rendering.describe_image(segmented.prepared)
     taken = rendering.describe_prompt(prompt, segmented.prediction.chosen_prompt)
-    headers = rendering.answer_headers(image, taken, segmented.timing_ms)
+    headers = rendering.answer_headers(segmented.prepared, taken, segmented.timing_ms)
     is_json = output in (Output.RLE, Output.POLYGONS)
     body = describe_answer(pipeline, photo, segmented).model_dump_json() if is_json else segmented.drawn.body
     return Response(body, headers=headers, media_type=rendering.MEDIA_TYPES[output])
