@@ -51,7 +51,7 @@ class RequestRecord:
     def log_fields(self) -> dict[str, Any]:
         """What the request's log line says; the path only where no route matched, since routes say it better."""
         found = {
-            "request_id": self.request_id,
+            "request_id": self.request_id,  # the line may be written while another request is served
             "method": self.method,
             "route": self.route,
             "path": "" if self.route else self.path[:_MAX_LOGGED_PATH],

@@ -307,7 +307,7 @@ def wants(request: Request, media_type: str) -> bool:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; once the client hangs up it is cancelled and ClientDisconnect raised.
+    """What `work` gives; once the client hangs up it is cancelled, and out of every queue, and raises ClientDisconnect.
 
     The body must have been read: what comes next can only be the end of the connection.
     """

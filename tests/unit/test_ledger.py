@@ -27,6 +27,11 @@ class Book:
         self.ledger = Ledger(self.metrics, Tracing())
         self._caplog = caplog
 
+    def begin(self, count: int = 1) -> None:
+        """So many requests are in flight."""
+        for _ in range(count):
+            self.ledger.begin()
+
     def end(self, request_id: str, status: int = 200, path: str = "/models") -> RequestRecord:
         """A request that has begun by now is over."""
         trace = Tracing().begin(None, "")
@@ -55,15 +60,14 @@ def book(caplog: pytest.LogCaptureFixture) -> Book:
 
 
 async def test_one_alone_is_entered_at_once(book: Book) -> None:
-    book.ledger.begin()
+    book.begin()
     book.end("a")
     assert book.ids == ["a"]
     assert book.counted == 1
 
 
 async def test_the_last_one_in_flight_enters_all_in_order(book: Book) -> None:
-    for _ in range(3):
-        book.ledger.begin()
+    book.begin(3)
     book.end("a")
     book.end("b")
     assert book.ids == []
@@ -74,8 +78,7 @@ async def test_the_last_one_in_flight_enters_all_in_order(book: Book) -> None:
 
 
 async def test_beside_others_they_are_entered_soon(book: Book) -> None:
-    for _ in range(3):
-        book.ledger.begin()
+    book.begin(3)
     book.end("a")
     book.end("b")
     await asyncio.wait_for(until(lambda: book.ids == ["a", "b"]), 5)
@@ -85,8 +88,7 @@ async def test_beside_others_they_are_entered_soon(book: Book) -> None:
 
 async def test_many_are_not_waited_with(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "LONGEST_WAIT_S", math.inf)
-    for _ in range(2 * ENTRIES_AT_ONCE):
-        book.ledger.begin()
+    book.begin(2 * ENTRIES_AT_ONCE)
     for number in range(ENTRIES_AT_ONCE):
         assert book.ids == []
         book.end(str(number))
@@ -96,8 +98,7 @@ async def test_many_are_not_waited_with(book: Book, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_failure_of_the_service_is_told_at_once_behind_what_was_before(book: Book) -> None:
-    for _ in range(3):
-        book.ledger.begin()
+    book.begin(3)
     book.end("a")
     book.end("b", status=500)
     assert book.ids == ["a", "b"]
@@ -105,8 +106,7 @@ async def test_a_failure_of_the_service_is_told_at_once_behind_what_was_before(b
 
 
 async def test_a_line_is_of_the_requests_end_not_of_its_entry(book: Book) -> None:
-    for _ in range(2):
-        book.ledger.begin()
+    book.begin(2)
     record = book.end("a")
     ended_at = time.time()
     await asyncio.wait_for(until(lambda: book.ids == ["a"]), 5)
@@ -116,7 +116,7 @@ async def test_a_line_is_of_the_requests_end_not_of_its_entry(book: Book) -> Non
 
 @pytest.mark.parametrize(("status", "is_told"), [(200, False), (404, True)])
 async def test_probes_are_told_of_only_where_something_is_amiss(book: Book, status: int, is_told: bool) -> None:
-    book.ledger.begin()
+    book.begin()
     book.end("probe", status, "/healthz")
     assert bool(book.ids) is is_told
 
@@ -126,14 +126,13 @@ async def test_one_that_cannot_be_entered_costs_no_other_its_entry(book: Book, m
         raise RuntimeError("no")
 
     count: Callable[..., None] = book.metrics.count_request
-    for _ in range(3):
-        book.ledger.begin()
+    book.begin(3)
     book.end("a")
     book.end("b")
     monkeypatch.setattr(book.metrics, "count_request", refuse)
     with pytest.raises(RuntimeError):
         book.end("c")
     monkeypatch.setattr(book.metrics, "count_request", count)
-    book.ledger.begin()
+    book.begin()
     book.end("d")
     assert book.ids == ["b", "c", "d"]
